@@ -1,0 +1,149 @@
+"""The cells of a table: measured metrics, facts of a run at this scale, and the state of what a row is read from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vqbench.artifacts import read_json
+from vqbench.closure import code_digest
+from vqbench.errors import ArtifactError, StaleSpec
+from vqbench.eval.facts import RowSpecs, fact_text, row_specs, value_text
+from vqbench.eval.protocols import metric_name
+from vqbench.papers import Bench, Key, Row, Table
+from vqbench.specs import digest_of
+from vqbench.steps import finished
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One finished ``scores.json``.
+
+    Attributes:
+        metrics: ``{name: {"value", "unit", "higher_is_better", "n"}}``.
+        manifest: path of its manifest, relative to the clone.
+        accepted: keys, itself or upstream, that were kept under changed code by ``vqbench accept``.
+    """
+
+    key: Key
+    metrics: Mapping[str, Mapping[str, Any]]
+    protocol: Mapping[str, Any]
+    protocol_digest: str
+    manifest: str
+    accepted: tuple[str, ...]
+
+    def metric(self, base: str) -> tuple[str, Mapping[str, Any] | None]:
+        """The metric's real name under the protocol (``fid[demo-judge]``) and its entry, None if it was not scored."""
+        name = metric_name(base, dict(self.protocol))
+        return name, self.metrics.get(name, self.metrics.get(base))
+
+
+def open_scores(bench: Bench, key: Key, base: Path) -> Scores:
+    """Read the scores of a finished evaluation step.
+
+    Raises:
+        ArtifactError: missing or damaged.
+        StaleSpec: made from another spec or code than the one asked for now.
+    """
+    done = finished(bench, key, base)
+    data = read_json(done.file("scores.json"))
+    protocol = data["protocol"]
+    digest = data.get("protocol_digest") or digest_of(protocol)
+    return Scores(key, data["metrics"], protocol, digest, bench.manifest(key), accepted_keys(bench, key, base))
+
+
+def accepted_keys(bench: Bench, key: Key, base: Path) -> tuple[str, ...]:
+    """Those of `key` and its inputs that ``vqbench accept`` kept although their code has changed since."""
+    kept = [k for k in bench.with_upstream([key]) if "/".join(k) in bench.accepted]
+    return tuple("/".join(k) for k in kept if _made_by_other_code(bench, k, base / bench.manifest(k)))
+
+
+def _made_by_other_code(bench: Bench, key: Key, manifest: Path) -> bool:
+    made = read_json(manifest) if manifest.is_file() else {}
+    current: bool = made.get("code_digest") == code_digest(bench.step(key).roots)
+    return bool(made) and made["digest"] == bench.digest(key) and not current
+
+
+def state_of(bench: Bench, key: Key, base: Path) -> tuple[str, Scores | None]:
+    """``("measured", scores)``, or why there are none: ``missing``, ``stale`` or ``failed: <reason>``."""
+    try:
+        return "measured", open_scores(bench, key, base)
+    except StaleSpec:
+        return failure_of(bench, key, base) or "stale", None
+    except ArtifactError as error:
+        damaged = f"failed: {error}" if (base / bench.manifest(key)).is_file() else "missing"
+        return failure_of(bench, key, base) or damaged, None
+
+
+def failure_of(bench: Bench, key: Key, base: Path) -> str:
+    """``failed: <step>: <reason>`` for the first step `key` needs that left a ``failure.json``; "" where none did."""
+    for need in bench.with_upstream([key]):
+        path = base / bench.root / "store" / need[0] / need[1] / bench.digest(need)[:16] / "failure.json"
+        if path.is_file():
+            return f"failed: {'/'.join(need)}: {read_json(path)['reason']}"
+    return ""
+
+
+@dataclass
+class MeasuredRow:
+    """What this scale has for one row of a table.
+
+    Attributes:
+        status: reported_only | measured | not yet: reason | failed: reason | missing | stale.
+        cells: column -> text; a column without an entry was not measured.
+        counts: column -> number of images behind the cell.
+        scores: column -> the scores that a metric's cell was read from.
+        wanting: score keys that are not finished, with their state.
+    """
+
+    row: Row
+    status: str
+    cells: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    wanting: dict[Key, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def measure_row(bench: Bench, table: Table, row: Row, printed: Mapping[str, list[str]], base: Path) -> MeasuredRow:
+    """Read all measured cells of a row; `printed` holds the strings of each printed column."""
+    found = MeasuredRow(row, row.status)
+    if not row.run:
+        return found
+    states = {key: state_of(bench, key, base) for key in bench.row_keys(table, row)}
+    found.wanting = {key: state for key, (state, scores) in states.items() if scores is None}
+    found.status = next(iter(sorted(found.wanting.values(), key=_worst_first)), "measured")
+    specs = row_specs(bench, row)
+    for column, source in table.columns.items():
+        if "fact" in source:
+            found.cells[column] = fact_text(specs, source["fact"], f"table '{table.id}', column '{column}'")
+        elif "metric" in source:
+            scores = states.get(_key_of(bench, row, specs, source), ("", None))[1]
+            _add_metric(found, column, source["metric"], scores, printed.get(column, []))
+    return found
+
+
+def _worst_first(state: str) -> int:
+    return ("failed", "stale", "missing").index(state.split(":")[0])
+
+
+def _key_of(bench: Bench, row: Row, specs: RowSpecs, source: Mapping[str, str]) -> Key:
+    if "samples" in row.run:
+        return "sample-scores", row.run["samples"]
+    dataset = (
+        bench.overlay.dataset(source["on"]) if "on" in source else specs.tokenizer.dataset if specs.tokenizer else ""
+    )
+    return "tokenizer-scores", f"{row.run.get('tokenizer', '')}/{dataset}"
+
+
+def _add_metric(found: MeasuredRow, column: str, base: str, scores: Scores | None, printed: list[str]) -> None:
+    if scores is None:
+        return
+    name, entry = scores.metric(base)
+    if entry is None:
+        found.notes.append(f"{column}: {name} was not scored")
+        return
+    found.cells[column] = value_text(base, entry, printed)
+    found.counts[column], found.scores[column] = int(entry["n"]), scores

@@ -1,0 +1,98 @@
+"""Facts of a run at this scale (sizes, steps, parameter counts) and how numbers are written in tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vqbench.errors import SpecError, nearest
+from vqbench.papers import Bench, Row
+from vqbench.specs import GeneratorSpec, SampleSpec, TokenizerSpec
+
+# Digits of a metric where the paper prints fewer or none. Full precision is in scores.csv.
+DECIMALS = {"fid": 2, "rfid": 2, "psnr": 2, "ssim": 3, "lpips": 3, "is": 1}
+
+
+@dataclass
+class RowSpecs:
+    """The specs behind a row's run: each is None where the run has no such part."""
+
+    samples: SampleSpec | None = None
+    generator: GeneratorSpec | None = None
+    tokenizer: TokenizerSpec | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Every fact by name; the sampler's ``steps`` win over all others of that name."""
+        found: dict[str, Any] = {}
+        if self.tokenizer:
+            found |= self.tokenizer.options | self.tokenizer.tokens.model_dump()
+        if self.generator:
+            found |= self.generator.options
+            if {"width", "mlp_ratio"} <= found.keys():
+                found["mlp_width"] = round(found["width"] * found["mlp_ratio"])
+        return found | (self.samples.sampler if self.samples else {})
+
+
+def row_specs(bench: Bench, row: Row) -> RowSpecs:
+    """The specs of a row's run, from its samples down to the tokenizer."""
+    specs = RowSpecs()
+    generator, tokenizer = row.run.get("generator", ""), row.run.get("tokenizer", "")
+    if "samples" in row.run:
+        specs.samples = bench.samples[row.run["samples"]]
+        generator = specs.samples.generator
+    if generator:
+        specs.generator = bench.generators[generator]
+        tokenizer = specs.generator.tokenizer
+    specs.tokenizer = bench.tokenizers[tokenizer] if tokenizer else None
+    return specs
+
+
+def fact_text(specs: RowSpecs, fact: str, where: str) -> str:
+    """A fact of the run at this scale: ``parameters`` as ``305M``, everything else as it stands in the spec.
+
+    Raises:
+        SpecError: the run has no such fact.
+    """
+    if fact == "parameters" and specs.generator:
+        return count_text(parameter_count(specs.generator))
+    facts = specs.facts()
+    if fact not in facts:
+        raise SpecError(f"{where}: unknown fact '{fact}'; {nearest(fact, [*facts, 'parameters'])}")
+    return str(facts[fact])
+
+
+def parameter_count(spec: GeneratorSpec) -> int:
+    """Parameters of a generator's blocks, without the vocabulary matrices; counted on the meta device."""
+    import torch
+
+    from vqbench.generators.base import build_generator
+
+    with torch.device("meta"):
+        return build_generator(spec).parameter_counts()["blocks"]
+
+
+def count_text(count: int) -> str:
+    """305000000 -> ``305M``, as the papers print it; one decimal below ten of a unit.
+
+    >>> count_text(1_020_000_000), count_text(634_400_000), count_text(350_000), count_text(12)
+    ('1.0B', '634M', '350K', '12')
+    """
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        # 999.6M rounds to 1000M: hand it to the next unit instead.
+        if count >= 0.9995 * size:
+            scaled = count / size
+            return f"{scaled:.1f}{unit}" if scaled < 9.95 else f"{scaled:.0f}{unit}"
+    return str(count)
+
+
+def value_text(base: str, entry: Mapping[str, Any], printed: list[str]) -> str:
+    """A measured value with at least the digits that its column prints; percentages as ``97.0%``."""
+    percent = entry["unit"] == "%"
+    digits = max([DECIMALS.get(base, 1 if percent else 3), *map(_decimals, printed)])
+    return f"{entry['value']:.{digits}f}{'%' if percent else ''}"
+
+
+def _decimals(printed: str) -> int:
+    number = printed.rstrip("%")
+    return len(number.partition(".")[2]) if number.replace(".", "", 1).isdigit() else 0

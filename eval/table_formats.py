@@ -1,0 +1,58 @@
+"""Markdown and LaTeX of a table that :func:`vqbench.eval.tables.build_table` has built."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vqbench.papers import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Printed strings hold these; pdfLaTeX has no glyph for some of them in its default fonts.
+LATEX = {
+    "†": r"\dag{}", "‡": r"\ddag{}", "\N{MULTIPLICATION SIGN}": r"$\times$", "±": r"$\pm$", "β": r"$\beta$",
+    "→": r"$\to$", "✓": r"\checkmark{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "≥": r"$\geq$", "≤": r"$\leq$",
+}  # fmt: skip
+
+
+def to_markdown(frame: pd.DataFrame, table: Table, note: str, folder: Path, base: Path) -> str:
+    """Title, what the scale replaced, and a pipe table whose manifests are links relative to `folder`."""
+    shown = frame.drop(columns="scale").map(lambda text: text.replace("|", r"\|"))
+    shown["manifest"] = [_links(cell, folder, base) for cell in shown["manifest"]]
+    shown.columns = [name.replace("|", r"\|") for name in shown.columns]
+    body = shown.to_markdown(index=False, disable_numparse=True)
+    head = f"# {table.paper}, Table {table.id}: {table.title}\n\n"
+    return head + (f"{note}\n\n" if note else "") + f"{body}\n"
+
+
+def _links(cell: str, folder: Path, base: Path) -> str:
+    paths = [os.path.relpath(base / path, folder) for path in cell.split()]
+    return ", ".join(f"[{Path(path).parent.name}]({path})" for path in paths)
+
+
+def to_latex(frame: pd.DataFrame, table: Table, note: str) -> str:
+    """A ``table`` environment for booktabs and graphicx, scaled down to the line's width where it is wider.
+
+    Manifests are left out (they are in the CSV); protocols go to the caption.
+    """
+    protocols = "; ".join(sorted({p for p in frame["protocol"] if p}))
+    shown = frame.drop(columns=["manifest", "protocol", "scale"])
+    if not shown["notes"].any():
+        shown = shown.drop(columns="notes")
+    words = [f"{table.title}.", note, f"Protocol: {protocols}." if protocols else ""]
+    body = shown.to_latex(index=False, escape=True, column_format="l" + "r" * (shown.shape[1] - 1))
+    text = (
+        f"% needs the packages booktabs, graphicx and amssymb\n\\begin{{table}}\n\\centering\n"
+        f"\\caption{{{_escape(' '.join(filter(None, words)))}}}\n\\label{{tab:{table.paper}-{table.id}}}\n"
+        f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{body}}}\n\\end{{table}}\n"
+    )
+    return "".join(LATEX.get(char, char) for char in text)
+
+
+def _escape(text: str) -> str:
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+                                                    "\\": r"\textbackslash{}"}  # fmt: skip
+    return "".join(special.get(char, char) for char in text).replace("->", r"$\to$")

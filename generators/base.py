@@ -1,0 +1,53 @@
+"""The contract of a generator family. It knows of a tokenizer only its TokenSpec and its tokens.
+
+A family is one file ``generators/<family>.py`` with literals ``OPTIONS``, ``SAMPLER`` (sampling options and defaults) and
+``ACCEPTS`` ({TokenSpec field: {values, why}}), all read without importing it, and ``build(spec) -> Generator``.
+
+Letters: B images, N ids an image, Q slots, K codebook size.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vqbench.artifacts import read_tensors
+from vqbench.rooms import load
+from vqbench.specs import GeneratorSpec
+
+if TYPE_CHECKING:
+    from vqbench.steps import Finished
+
+
+class Generator(nn.Module):
+    """A prior over tokens, class-conditional."""
+
+    @abstractmethod
+    def losses(self, tokens: Tensor, condition: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """Named, unweighted scalar terms for ids (B, N, Q) and class labels (B,). All randomness comes from `rng`."""
+
+    @abstractmethod
+    def sample(self, condition: Tensor, rng: torch.Generator, sampler: dict[str, Any]) -> Tensor:
+        """Class labels (B,) -> ids (B, N, Q) (or latents, for continuous families)."""
+
+    @abstractmethod
+    def parameter_counts(self) -> dict[str, int]:
+        """``{"blocks": without vocabulary matrices, "vocabulary": embedding and head matrices over the K codes}``."""
+
+
+def build_generator(spec: GeneratorSpec) -> Generator:
+    """The family's untrained model for a spec. Runs on the meta device too."""
+    generator: Generator = load("generators", spec.family).build(spec)
+    return generator
+
+
+def open_generator(spec: GeneratorSpec, finished: Finished, device: str = "cpu") -> Generator:
+    """A trained generator in eval mode with frozen weights (the EMA weights where its recipe keeps them)."""
+    with torch.device("meta"):
+        generator = build_generator(spec)
+    generator.to_empty(device=device)
+    generator.load_state_dict(read_tensors(finished.file("model.safetensors")))
+    return generator.eval().requires_grad_(False)

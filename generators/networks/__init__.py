@@ -1,0 +1,1 @@
+"""Networks that generator families share."""

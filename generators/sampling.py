@@ -1,0 +1,196 @@
+"""The step "samples": a generator's tokens, decoded by its tokenizer to uint8 images.
+
+Images are made in blocks of fixed index ranges, always full: seeds go by block, and the last block is padded and then cut,
+so that neither the number of processes nor an interruption changes a pixel. Each finished block is a shard in the job's
+state; the shards are streamed into ``samples.npz``, the layout of openai/guided-diffusion `evaluations/evaluator.py`.
+
+Letters: B images of one block, N ids an image, Q slots, H W pixels.
+"""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from vqbench.artifacts import describe, read_json, verify, write_atomic, write_json, write_npz
+from vqbench.data import to_uint8
+from vqbench.errors import ArtifactError, Diverged
+from vqbench.generators.base import Generator, build_generator, open_generator
+from vqbench.progress import Progress
+from vqbench.seeds import torch_rng
+from vqbench.specs import SampleSpec
+from vqbench.steps import Job
+from vqbench.tokenizers.base import Tokenizer, open_tokenizer
+from vqbench.training import device
+
+OUTPUTS = ("samples.npz", "ids.npy")
+ASSEMBLED = "assembled.json"  # in the state folder: digests of the outputs, written before the shards go
+
+
+class Models(NamedTuple):
+    """What turns class labels into images, both in eval mode on one device."""
+
+    generator: Generator
+    tokenizer: Tokenizer
+    device: torch.device
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Make ``samples.npz`` (``arr_0`` uint8 (count, H, W, 3), ``arr_1`` int64 labels) and ``ids.npy`` int32 (count, N, Q).
+
+    Returns:
+        ``images``, ``steps`` (runs of the generator for one image) and ``parameters`` of the generator.
+
+    Raises:
+        Diverged: a block decoded to values that are not finite.
+        ArtifactError: an input is missing or damaged, or the disk is full; finished blocks are kept.
+    """
+    torch.set_num_threads(job.spec.threads)
+    if not _is_assembled(job):
+        make_blocks(job, range(num_blocks(job.spec)))
+        _assemble(job)
+    spec = job.bench.generators[job.spec.generator]
+    with torch.device("meta"):
+        parameters = build_generator(spec).parameter_counts()
+    steps = job.spec.sampler.get("steps", spec.tokens.num_tokens)
+    return {"images": job.spec.count, "steps": steps, "parameters": parameters}
+
+
+def num_blocks(spec: SampleSpec) -> int:
+    """Blocks that hold ``spec.count`` images, the last one perhaps in part."""
+    return -(-spec.count // spec.block)
+
+
+def make_blocks(job: Job, blocks: Iterable[int]) -> None:
+    """Make those of `blocks` that have no intact shard yet. Processes may share a job, e.g. ``range(rank, total, world)``.
+
+    Args:
+        job: a job of kind "samples"; shards go to ``job.state``.
+        blocks: block numbers in [0, num_blocks).
+    """
+    blocks = list(blocks)
+    missing = [b for b in blocks if read_shard(job, b) is None]
+    if not missing:
+        return
+    size, count = job.spec.block, job.spec.count
+    images = {b: min(count, (b + 1) * size) - b * size for b in blocks}
+    done = sum(images.values()) - sum(images[b] for b in missing)
+    progress = Progress(sum(images.values()), f"samples {job.key[1]}", "images", start=done)
+    models = open_models(job)
+    for block in missing:
+        write_npz(shard_path(job, block), **make_block(job.spec, models, block))
+        progress.update(images[block])
+
+
+def open_models(job: Job) -> Models:
+    """The job's generator and tokenizer, on the GPU where there is one."""
+    place = device()
+    spec = job.bench.generators[job.spec.generator]
+    generator = open_generator(spec, job.upstream("generator", job.spec.generator), str(place))
+    tokenizer_spec = job.bench.tokenizers[spec.tokenizer]
+    tokenizer = open_tokenizer(tokenizer_spec, job.upstream("tokenizer", spec.tokenizer), str(place))
+    return Models(generator, tokenizer, place)
+
+
+def block_labels(spec: SampleSpec, block: int) -> np.ndarray:
+    """Class labels (B,) int64 of a full block: image index modulo the number of classes, so classes are balanced."""
+    return np.arange(block * spec.block, (block + 1) * spec.block, dtype=np.int64) % spec.num_classes
+
+
+@torch.inference_mode()
+def make_block(spec: SampleSpec, models: Models, block: int) -> dict[str, np.ndarray]:
+    """One block, padding cut: ``images`` uint8 (B, H, W, 3), ``ids`` int32 (B, N, Q), ``labels`` int64 (B,).
+
+    A function of `spec`, `block` and the weights only. A family that samples latents has them quantized first.
+
+    Raises:
+        Diverged: the images are not finite.
+    """
+    labels = block_labels(spec, block)  # (B,)
+    rng = torch_rng(spec.seed, "sample", block, device=models.device)
+    tokens = models.generator.sample(torch.from_numpy(labels).to(models.device), rng, spec.sampler)  # (B, N, Q)
+    ids = models.tokenizer.quantize(tokens).ids if tokens.is_floating_point() else tokens  # (B, N, Q)
+    images = models.tokenizer.decode_ids(ids)  # (B, 3, H, W)
+    if not images.isfinite().all():
+        raise Diverged(
+            f"samples of '{spec.generator}': block {block} decoded to values that are not finite; the weights of the "
+            "generator or its tokenizer are broken: look at their losses.csv and train again"
+        )
+    kept = min(spec.block, spec.count - block * spec.block)
+    return {"images": to_uint8(images)[:kept], "ids": ids.int().cpu().numpy()[:kept], "labels": labels[:kept]}
+
+
+def shard_path(job: Job, block: int) -> Path:
+    """Where a block waits for the others."""
+    return job.state / f"shard-{block:05d}.npz"
+
+
+def read_shard(job: Job, block: int) -> dict[str, np.ndarray] | None:
+    """A finished block's arrays, as :func:`make_block` gave them; None where there are none or they are damaged."""
+    path = shard_path(job, block)
+    if not path.is_file():
+        return None
+    labels = block_labels(job.spec, block)[: job.spec.count - block * job.spec.block]
+    try:
+        with np.load(path, allow_pickle=False) as archive:  # each entry is checked against its CRC
+            shard = {name: archive[name] for name in ("images", "ids", "labels")}
+        if not np.array_equal(shard["labels"], labels) or {len(a) for a in shard.values()} != {len(labels)}:
+            raise ValueError("it holds other images")
+    except Exception as error:  # a damaged zip raises a dozen types, from KeyError to NotImplementedError
+        print(f"vqbench: {path} is damaged ({error}); making block {block} again", file=sys.stderr)
+        return None
+    return shard
+
+
+def _is_assembled(job: Job) -> bool:
+    """Whether an earlier process wrote the outputs whole but ended before their manifest."""
+    path = job.state / ASSEMBLED
+    if not path.is_file():
+        return False
+    try:
+        verify(job.store, read_json(path), path)
+    except ArtifactError as error:
+        print(f"vqbench: {error}; making them again", file=sys.stderr)
+        return False
+    return True
+
+
+def _assemble(job: Job) -> None:
+    """Stream the shards into the outputs, then remove them: at paper scale they are 10 GB, as large as the outputs."""
+    write_atomic(job.store / "samples.npz", lambda file: _write_samples(job, file))
+    write_atomic(job.store / "ids.npy", lambda file: _write_array(file, job, "ids"))
+    write_json(job.state / ASSEMBLED, describe(job.store, OUTPUTS))
+    for block in range(num_blocks(job.spec)):
+        shard_path(job, block).unlink(missing_ok=True)
+
+
+def _write_samples(job: Job, file: IO[bytes]) -> None:
+    # entries opened by name are dated 1980, so equal samples give equal bytes; ZIP64 because arr_0 passes 4 GB
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for entry, name in (("arr_0", "images"), ("arr_1", "labels")):
+            with archive.open(f"{entry}.npy", "w", force_zip64=True) as member:
+                _write_array(member, job, name)
+
+
+def _write_array(file: IO[bytes], job: Job, name: str) -> None:
+    """One array of all shards in ``.npy`` format, a block in memory at a time."""
+    for block, part in enumerate(_parts(job, name)):
+        if block == 0:
+            header = {"descr": np.lib.format.dtype_to_descr(part.dtype), "fortran_order": False,
+                      "shape": (job.spec.count, *part.shape[1:])}  # fmt: skip
+            np.lib.format.write_array_header_1_0(file, header)
+        file.write(np.ascontiguousarray(part).data)
+
+
+def _parts(job: Job, name: str) -> Iterator[np.ndarray]:
+    for block in range(num_blocks(job.spec)):
+        shard = read_shard(job, block)
+        if shard is None:
+            raise ArtifactError(f"{shard_path(job, block)} was lost while {OUTPUTS[0]} was written; run again")
+        yield shard[name]

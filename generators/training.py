@@ -1,0 +1,59 @@
+"""Step ``generator``: train one generator on tokens that were written once; it never sees an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vqbench.generators.base import Generator, build_generator
+from vqbench.seeds import numpy_rng
+from vqbench.specs import GeneratorSpec
+from vqbench.steps import Job
+from vqbench.training import Batch, Player, Task, Terms, Trainer, finish
+
+
+class GeneratorTask(Task):
+    """One player. Example g of the stream is row ``perm(epoch)[g mod n]`` of the memory-mapped token file."""
+
+    def __init__(self, spec: GeneratorSpec, ids: np.ndarray, labels: np.ndarray) -> None:
+        torch.manual_seed(spec.seed)
+        self.spec, self.ids, self.labels = spec, ids, labels
+        self.model: Generator = build_generator(spec)
+        self.players = {"model": Player(self.model, spec.training.optimizer)}
+        self.extras: dict[str, nn.Module] = {}
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def examples(self, start: int, count: int) -> Batch:
+        rows = np.array([self._row(g) for g in range(start, start + count)])
+        return torch.from_numpy(self.ids[rows].astype(np.int64)), torch.from_numpy(self.labels[rows])
+
+    def _row(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.labels))
+        if self._order[0] != epoch:
+            self._order = (epoch, numpy_rng(self.spec.seed, "epoch", epoch).permutation(len(self.labels)))
+        return int(self._order[1][place])
+
+    def terms(self, player: str, batch: Batch, step: int, micro: int, rng: torch.Generator) -> Terms:
+        half = self.spec.training.precision == "bf16"
+        with torch.autocast(batch[0].device.type, dtype=torch.bfloat16, enabled=half):
+            named = self.model.losses(batch[0], batch[1], rng)
+        weights = self.spec.training.weights
+        total = sum((named[k] * w for k, w in weights.items()), torch.zeros((), device=batch[0].device))
+        return Terms(total, named)
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train, then write ``model.safetensors`` (EMA weights where the recipe keeps them) and ``losses.csv``."""
+    spec: GeneratorSpec = job.spec
+    torch.set_num_threads(spec.threads)
+    tokens = job.upstream("tokens", f"{spec.tokenizer}/{spec.dataset}/train")
+    ids = np.load(tokens.file("ids.npy"), mmap_mode="r")
+    task = GeneratorTask(spec, ids, np.load(tokens.file("labels.npy")))
+    trainer = Trainer(task, spec.training, job.state, spec.seed, job.key[1])
+    trainer.run()
+    finish(trainer, job.store)
+    return {"parameters": task.model.parameter_counts(), "steps": trainer.step,
+            "images_seen": trainer.step * spec.training.batch_size}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Quantizers of the tokenizer families."""

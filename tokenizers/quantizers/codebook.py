@@ -1,0 +1,132 @@
+"""Vector quantization with a learned codebook (van den Oord et al. 2017), one code for each position or each channel.
+
+Letters: B images, C channels, h w the latent map, N ids an image, K codes of length d, M vectors of a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqbench.errors import SpecError, nearest
+from vqbench.specs import TokenSpec
+from vqbench.tokenizers.base import Quantized, Quantizer
+from vqbench.tokenizers.quantizers.entropy import entropy_loss
+from vqbench.tokenizers.quantizers.layouts import from_vectors, to_vectors
+from vqbench.tokenizers.quantizers.nearest import nearest_code
+
+INITS = ("uniform", "normal", "samples")
+
+
+class StraightThrough(torch.autograd.Function):
+    """The codes forward, bit for bit; backward, their gradient as the gradient of what was quantized.
+
+    The usual ``z + (q - z).detach()`` is not q in floating point, so that decoded ids would differ from what was trained.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, codes: Tensor) -> Tensor:
+        """(..., d), (..., d) -> the second."""
+        return codes.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """The gradient passes to the first input."""
+        return grads[0], None
+
+
+class VectorQuantizer(Quantizer):
+    """Nearest code in Euclidean distance, on the raster or the channel layout of a :class:`~vqbench.specs.TokenSpec`.
+
+    Losses, unweighted, means over all elements: ``codebook`` = mean (sg[z] - e)^2 and ``commitment`` = mean (z - sg[e])^2.
+    (cq Eq. 3 prints z^q where z is meant: as printed both would be zero.) ``entropy`` is added in training mode where
+    `entropy_temperature` is positive.
+
+    Args:
+        tokens: gives layout, grid, num_codes K and code_dim d.
+        init: ``uniform`` on +-1/K (taming/modules/vqvae/quantize.py); ``normal`` with deviation d^-0.5 (SimVQ);
+            ``samples``: the vectors of the first batch seen in training mode, with a little noise (ours; where the paper
+            prints nothing, all codes then start among the encoder's outputs). Over several processes rank 0's are taken.
+        l2_normalize: vectors and codes are compared and looked up at length 1 (LlamaGen).
+        entropy_temperature: of the soft assignment in the entropy term; 0 is off (MaskGIT's tokenizer: 0.01).
+
+    Raises:
+        SpecError: unknown `init`.
+    """
+
+    def __init__(
+        self, tokens: TokenSpec, *, init: str = "uniform", l2_normalize: bool = False, entropy_temperature: float = 0.0
+    ) -> None:
+        super().__init__()
+        if init not in INITS:
+            raise SpecError(f"quantizer: init is '{init}'; {nearest(init, INITS)}")
+        self.tokens, self.l2_normalize, self.entropy_temperature = tokens, l2_normalize, entropy_temperature
+        weight = torch.empty(tokens.num_codes, tokens.code_dim)
+        if init == "uniform":
+            nn.init.uniform_(weight, -1 / tokens.num_codes, 1 / tokens.num_codes)
+        else:
+            nn.init.normal_(weight, std=tokens.code_dim**-0.5)
+        self.weight = nn.Parameter(weight)
+        # persistent, so that a resumed run does not start its codebook again
+        self.initialised = nn.Buffer(torch.tensor(init != "samples"))
+
+    def codebook(self) -> Tensor:
+        """(K, d)."""
+        return F.normalize(self.weight, dim=1) if self.l2_normalize else self.weight
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """(B, C, h, w) -> latents (B, C, h, w) float32, ids (B, N, 1), losses.
+
+        Raises:
+            ValueError: the map does not have the shape that the TokenSpec says.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            z = to_vectors(latents.float(), self.tokens)  # (B*N, d)
+            codes, ids, losses = self.quantize_vectors(z)  # (B*N, d), (B*N,)
+        return Quantized(from_vectors(codes, self.tokens), ids.view(len(latents), -1, 1), losses)
+
+    def quantize_vectors(self, z: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Vectors (M, d) -> codes (M, d) with straight-through gradient, ids (M,), losses."""
+        if self.training and not self.initialised:
+            self._start_from(z.detach())
+        z = F.normalize(z, dim=1) if self.l2_normalize else z  # (M, d)
+        codebook = self.codebook()  # (K, d)
+        ids = nearest_code(z, codebook)  # (M,)
+        codes = F.embedding(ids, codebook)  # (M, d)
+        losses = {"codebook": F.mse_loss(codes, z.detach()), "commitment": F.mse_loss(z, codes.detach())}
+        if self.training and self.entropy_temperature > 0:
+            losses["entropy"] = entropy_loss(z, codebook, self.entropy_temperature)
+        out: Tensor = StraightThrough.apply(z, codes.detach())
+        return out, ids, losses
+
+    def lookup(self, ids: Tensor, steps: int | None = None) -> Tensor:
+        """(B, N, 1) -> (B, C, h, w).
+
+        Raises:
+            ValueError: `steps` is given (a plain code has no first scales), or ids have another shape.
+        """
+        if steps is not None:
+            raise ValueError("VectorQuantizer.lookup: steps is for residual and nested codes, this one is neither")
+        if ids.shape[1:] != (self.tokens.num_tokens, 1):
+            raise ValueError(f"VectorQuantizer.lookup: ids {tuple(ids.shape)}, not (B, {self.tokens.num_tokens}, 1)")
+        return from_vectors(F.embedding(ids.flatten(), self.codebook()), self.tokens)
+
+    @torch.no_grad()
+    def _start_from(self, z: Tensor) -> None:
+        """Vectors (M, d) become the codes, evenly spread over the batch and repeated where M < K.
+
+        The noise is what the codebook held so far: it came from the model's seed, so nothing is drawn here. It sets
+        repeated vectors apart.
+        """
+        count = len(self.weight)
+        rows = torch.arange(count, device=z.device) * len(z) // count if count <= len(z) else torch.arange(count) % len(z)
+        deviation = z.std(dim=0, correction=0)  # (d,)
+        noise = self.weight * self.tokens.code_dim**0.5  # (K, d), deviation 1
+        self.weight.copy_(z[rows] + 0.1 * deviation * noise)
+        if dist.is_initialized():
+            dist.broadcast(self.weight, 0)
+        self.initialised.fill_(True)

@@ -1,0 +1,124 @@
+"""Step ``tokenizer``: train one tokenizer by its recipe.
+
+The model gives named, unweighted terms; the recipe's ``weights`` choose and weigh them; perceptual, adversarial and
+discriminator terms are added here, so that a family's file holds only the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqbench.data import Images, open_images, to_float
+from vqbench.errors import SpecError, nearest
+from vqbench.pretrained import open_perceptual
+from vqbench.specs import TokenizerSpec
+from vqbench.steps import Job
+from vqbench.tokenizers.base import Tokenizer, build_tokenizer
+from vqbench.tokenizers.losses.adversarial import (
+    LeCam,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+)
+from vqbench.tokenizers.networks.discriminators import build_discriminator
+from vqbench.training import Batch, Player, Task, Terms, Trainer, device, finish
+
+ADDED = ("perceptual", "adversarial")  # terms of the recipe that are not the model's own
+
+
+class TokenizerTask(Task):
+    """Two players: the tokenizer, and from ``start_step`` on the discriminator of its recipe."""
+
+    def __init__(self, spec: TokenizerSpec, images: Images, perceptual: nn.Module) -> None:
+        torch.manual_seed(spec.seed)
+        self.spec, self.images, self.perceptual = spec, images, perceptual
+        self.model: Tokenizer = build_tokenizer(spec)
+        self.players = {"model": Player(self.model, spec.training.optimizer)}
+        self.extras: dict[str, nn.Module] = {}
+        self.adversary = spec.training.discriminator
+        if self.adversary:
+            network = build_discriminator(self.adversary, spec.resolution)
+            self.players["discriminator"] = Player(network, self.adversary.optimizer, self.adversary.start_step)
+            if self.adversary.lecam_weight:
+                self.extras["lecam"] = LeCam(self.adversary.lecam_decay)
+        self._fakes: dict[int, Tensor] = {}
+
+    def examples(self, start: int, count: int) -> Batch:
+        return (to_float(self.images.stream(start, count, self.spec.seed)[0]),)
+
+    def terms(self, player: str, batch: Batch, step: int, micro: int, rng: torch.Generator) -> Terms:
+        if player == "model":
+            return self._model_terms(batch[0], step, micro)
+        return self._discriminator_terms(batch[0], self._fakes.pop(micro), step)
+
+    def _model_terms(self, images: Tensor, step: int, micro: int) -> Terms:
+        weights = self.spec.training.weights
+        half = self.spec.training.precision == "bf16"
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=half):
+            output = self.model(images)
+        output = output._replace(images=output.images.float())
+        named = self.model.losses(images, output, step)
+        if weights.get("perceptual"):
+            named["perceptual"] = self.perceptual(output.images, images).mean()
+        _check_weights(weights, named)
+        total = sum((named[k] * w for k, w in weights.items() if k != "adversarial" and w), torch.zeros(()).to(images))
+        if self.adversary and step >= self.adversary.start_step:
+            self._fakes[micro] = output.images.detach()
+            total = total + self._adversarial(output.images, named, total)
+        return Terms(total, named)
+
+    def _adversarial(self, fakes: Tensor, named: dict[str, Tensor], total: Tensor) -> Tensor:
+        assert self.adversary is not None
+        term = generator_loss(self.players["discriminator"].module(fakes), self.adversary.loss)
+        named["adversarial"] = term
+        weight = torch.tensor(self.spec.training.weights["adversarial"])
+        if self.adversary.adaptive:
+            pixels = sum(
+                named[k] * self.spec.training.weights.get(k, 0.0) for k in ("l1", "l2", "perceptual") if k in named
+            )
+            assert isinstance(pixels, Tensor)
+            named["adaptive_weight"] = adaptive_weight(pixels, term, self.model.last_layer)
+            weight = weight * named["adaptive_weight"]
+        return weight.to(total) * term
+
+    def _discriminator_terms(self, images: Tensor, fakes: Tensor, step: int) -> Terms:
+        assert self.adversary is not None
+        network = self.players["discriminator"].module
+        real, fake = network(images), network(fakes)
+        total = discriminator_loss(real, fake, self.adversary.loss)
+        named = {"discriminator": total}
+        if "lecam" in self.extras:
+            named["lecam"] = self.extras["lecam"](real, fake)
+            total = total + self.adversary.lecam_weight * named["lecam"]
+        if self.adversary.r1_weight and (step - self.adversary.start_step) % self.adversary.r1_every == 0:
+            named["r1"] = r1_penalty(network, images)
+            # Lazy regularisation (Karras et al. 2020): applied every r1_every steps, so weighted r1_every times.
+            total = total + self.adversary.r1_weight / 2 * self.adversary.r1_every * named["r1"]
+        return Terms(total, named)
+
+
+def _check_weights(weights: dict[str, float], named: dict[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        if weight and name not in named and name not in ADDED:
+            raise SpecError(f"the recipe weighs a term '{name}' that the model does not give; {nearest(name, named)}")
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train, then write ``model.safetensors`` (EMA weights where the recipe keeps them) and ``losses.csv``."""
+    spec: TokenizerSpec = job.spec
+    torch.set_num_threads(spec.threads)
+    dataset = job.bench.datasets[spec.dataset]
+    images = open_images(dataset, "train", job.upstream("dataset", spec.dataset))
+    role = job.bench.pretrained[spec.perceptual]
+    task = TokenizerTask(spec, images, open_perceptual(role, job.upstream("pretrained", spec.perceptual)))
+    task.perceptual.to(device())
+    task.workers = 0 if dataset.kind == "embedded" else min(16, spec.threads * 2)
+    trainer = Trainer(task, spec.training, job.state, spec.seed, job.key[1])
+    trainer.run()
+    finish(trainer, job.store)
+    count = sum(p.numel() for p in task.model.parameters())
+    return {"parameters": count, "steps": trainer.step, "images_seen": trainer.step * spec.training.batch_size}

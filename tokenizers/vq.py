@@ -1,0 +1,53 @@
+"""One code for each position of the latent map: VQGAN, MaskGIT's tokenizer and LlamaGen's, which differ by options.
+
+VQGAN (CompVis/taming-transformers: configs/imagenet_vqgan.yaml): the defaults. LlamaGen (FoundationVision/LlamaGen:
+tokenizer/tokenizer_image/vq_model.py): code_dim 8, l2_normalize. MaskGIT (google-research/maskgit): entropy_temperature
+0.01 with a weight of 0.1 on the term ``entropy``.
+"""
+
+from __future__ import annotations
+
+from vqbench.specs import TokenizerSpec
+from vqbench.tokenizers.base import Tokenizer
+from vqbench.tokenizers.networks.autoencoder import ConvTokenizer
+from vqbench.tokenizers.networks.initialise import seeded_init
+from vqbench.tokenizers.quantizers.codebook import VectorQuantizer
+
+LAYOUT = "raster"
+OPTIONS = {
+    "num_codes": 16384,
+    "code_dim": 256,
+    "base_channels": 128,
+    "multipliers": [1, 1, 2, 2, 4],
+    "num_res_blocks": 2,
+    "attention_resolutions": [16],
+    "mid_attention": True,
+    "latent_channels": 256,
+    "l2_normalize": False,
+    "entropy_temperature": 0.0,
+    "init": "uniform",
+}
+
+
+def build(spec: TokenizerSpec) -> Tokenizer:
+    """The untrained tokenizer; its weights follow from ``spec.seed``.
+
+    Raises:
+        SpecError: the options do not fit the resolution and grid, or name an unknown init.
+    """
+    options = spec.options
+    with seeded_init(spec.seed, "tokenizer"):
+        quantizer = VectorQuantizer(
+            spec.tokens,
+            init=options["init"],
+            l2_normalize=options["l2_normalize"],
+            entropy_temperature=options["entropy_temperature"],
+        )
+        return ConvTokenizer(
+            spec,
+            quantizer,
+            latent_channels=options["latent_channels"],
+            code_channels=options["code_dim"],
+            attention_resolutions=tuple(options["attention_resolutions"]),
+            mid_attention=options["mid_attention"],
+        )

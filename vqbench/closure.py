@@ -1,0 +1,80 @@
+"""What code a step depends on: its import closure, followed statically, hashed as syntax trees.
+
+Comments, docstrings and formatting do not count, so a remark in a docstring never re-trains weeks of GPU time; an
+edit in one family's file changes the digest of that family only. No module is imported to find this out.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+# Modules that cannot change a number: they report, name files or check them. Left out of every digest.
+NEUTRAL = frozenset({"vqbench.errors", "vqbench.progress", "vqbench.artifacts", "vqbench.closure", "vqbench.cli",
+                     "vqbench.papers", "vqbench.steps", "vqbench.rooms", "vqbench"})  # fmt: skip
+
+
+def module_file(module: str) -> Path | None:
+    """The file of a ``vqbench...`` module, or None where there is none (``vqbench.tokenizers`` is a bare folder)."""
+    path = PACKAGE.joinpath(*module.split(".")[1:])
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def closure(roots: Iterable[str]) -> dict[str, Path]:
+    """All ``vqbench...`` modules reachable from `roots` by import statements, with their files."""
+    found: dict[str, Path] = {}
+    todo = list(roots)
+    while todo:
+        module = todo.pop()
+        path = module_file(module)
+        if module in found or module in NEUTRAL or path is None:
+            continue
+        found[module] = path
+        todo.extend(_scan(path, path.stat().st_mtime_ns)[1])
+    return dict(sorted(found.items()))
+
+
+def code_digest(roots: Iterable[str]) -> str:
+    """SHA-256 over the syntax trees of :func:`closure`, without comments and docstrings."""
+    whole = hashlib.sha256()
+    for module, path in closure(roots).items():
+        whole.update(f"{module}:{_scan(path, path.stat().st_mtime_ns)[0]}\n".encode())
+    return whole.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _scan(path: Path, _mtime: int) -> tuple[str, tuple[str, ...]]:
+    """(digest of the syntax tree, modules it imports). Cached by modification time."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    imports = tuple(sorted(set(_imports(tree))))
+    _strip_docstrings(tree)
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), imports
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] == "vqbench")
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "vqbench":
+            yield node.module
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+def _strip_docstrings(tree: ast.AST) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:]

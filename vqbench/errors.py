@@ -1,0 +1,41 @@
+"""Errors that reach a user: what was wrong, where, and the mend. The command line prints them without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that its reader can mend. The message says what, where and how."""
+
+
+class SpecError(UserError):
+    """A YAML entry that cannot be run: unknown key, unknown family, impossible pair, value out of range."""
+
+
+class DataError(UserError):
+    """A data set that is missing, empty, or holds an unreadable image."""
+
+
+class MissingWeights(UserError):
+    """Pretrained weights that are not on this machine, or are not what their name says."""
+
+
+class ArtifactError(UserError):
+    """A file that does not match the digest in its manifest, or could not be written whole."""
+
+
+class StaleSpec(UserError):
+    """A job whose own spec or code changed since it was submitted, or a run finished under another spec."""
+
+
+class Diverged(UserError):
+    """A loss that became NaN or infinite; names the term and the last good checkpoint."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?`` for the closest known name, else the list of all of them."""
+    options = sorted(str(k) for k in known)
+    close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(options) or 'none'}"

@@ -1,0 +1,312 @@
+"""From YAML entries to specs: recipe with its bases, the family's defaults, the entry, then what the scale replaces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from vqbench.errors import SpecError, nearest
+from vqbench.rooms import Room, families, family_literals
+from vqbench.specs import DatasetSpec, GeneratorSpec, SampleSpec, TokenizerSpec, TokenSpec, TrainingSpec, parse
+
+
+class Overlay:
+    """What a scale replaces (workflow/scales/<scale>.yaml).
+
+    ``replace`` maps printed values to scaled ones by option name ({num_codes: {16384: 256}}); ``set`` overrides options
+    by name whatever their value was; ``families`` does so for one family. An option that a family does not have is
+    left alone, so a new family is scaled without an entry of its own.
+    """
+
+    KEYS: ClassVar = {
+        "about",
+        "protocol",
+        "roles",
+        "datasets",
+        "threads",
+        "tokens",
+        "tokenizers",
+        "generators",
+        "samples",
+    }
+    SIZES: ClassVar = {"steps", "batch_size", "micro_batch", "schedule", "precision", "checkpoint_every"}
+
+    def __init__(self, data: dict[str, Any], scale: str) -> None:
+        for key in data:
+            if key not in self.KEYS:
+                raise SpecError(f"scales/{scale}.yaml: unknown key '{key}'; {nearest(key, self.KEYS)}")
+        self.scale = scale
+        self.about: str = data.get("about", "")
+        self.protocol: str = data["protocol"]
+        self.roles: dict[str, str] = data["roles"]
+        self.threads: int = data.get("threads", 1)
+        self.tokens: dict[str, Any] = data.get("tokens", {})
+        self.resources: dict[str, dict[str, int]] = data.get("resources") or {}
+        self._datasets: dict[str, str] = data.get("datasets") or {}
+        self._kinds: dict[str, dict[str, Any]] = {k: data.get(k) or {} for k in ("tokenizers", "generators", "samples")}
+
+    def dataset(self, name: str) -> str:
+        """The data set that stands for `name` at this scale."""
+        return self._datasets.get(name, name)
+
+    def options(self, kind: str, family: str, options: dict[str, Any]) -> dict[str, Any]:
+        """`options` with the scale's replacements."""
+        layer = self._kinds[kind]
+        replaced = {k: _mapped(layer.get("replace", {}).get(k, {}), v) for k, v in options.items()}
+        for forced in (layer.get("set", {}), layer.get("families", {}).get(family, {})):
+            replaced.update({k: v for k, v in forced.items() if k in replaced})
+        return replaced
+
+    def training(self, kind: str, family: str, training: dict[str, Any]) -> dict[str, Any]:
+        """A recipe with the scale's training settings merged over it; an EMA or GAN that it lacks stays absent."""
+        layer = self._kinds[kind].get("training", {})
+        merged = _merge(training, {k: v for k, v in layer.items() if k in training or k in self.SIZES})
+        return _merge(merged, self._kinds[kind].get("family_training", {}).get(family, {}))
+
+
+def _mapped(table: Mapping[Any, Any], value: Any) -> Any:
+    return table.get(value, value) if isinstance(value, int | float | str) else value
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings merged, `over` winning; a value of None removes a key."""
+    merged = dict(base)
+    for key, value in over.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def recipe_of(recipes: Mapping[str, Mapping[str, Any]], name: str, where: str) -> dict[str, Any]:
+    """A recipe with its bases merged in. ``vqgan`` means ``vqgan/paper``.
+
+    Raises:
+        SpecError: unknown recipe, or bases in a circle.
+    """
+    full = name if "/" in name else f"{name}/paper"
+    chain: list[str] = []
+    while full:
+        if full not in recipes:
+            raise SpecError(f"{where}: unknown recipe '{full}'; {nearest(full, recipes)}")
+        if full in chain:
+            raise SpecError(f"{where}: recipe '{full}' includes itself ({' -> '.join([*chain, full])})")
+        chain.append(full)
+        full = recipes[full].get("base", "")
+    merged: dict[str, Any] = {}
+    for link in reversed(chain):
+        merged = _merge(merged, {k: v for k, v in recipes[link].items() if k != "base"})
+    return merged
+
+
+def resolve_training(recipe: Mapping[str, Any], images: int, where: str) -> dict[str, Any]:
+    """Turn ``epochs``, ``start_epoch`` and ``warmup_epochs`` into steps for a data set of `images` images.
+
+    Raises:
+        SpecError: neither steps nor epochs given, or one of them not positive.
+    """
+    data = {k: dict(v) if isinstance(v, Mapping) else v for k, v in recipe.items()}
+    for key in ("steps", "epochs", "batch_size"):
+        if key in data and (not isinstance(data[key], int | float) or data[key] <= 0):
+            raise SpecError(f"{where}: '{key}' is {data[key]!r}: input should be greater than 0")
+    epochs, per_epoch = data.pop("epochs", None), images / data["batch_size"] if "batch_size" in data else 0
+    if epochs is None and "steps" not in data:
+        raise SpecError(f"{where}: its recipe gives neither 'steps' nor 'epochs'")
+    data.setdefault("steps", round((epochs or 0) * per_epoch))
+    for part, key in (("discriminator", "start"), ("schedule", "warmup")):
+        inner = data.get(part)
+        if isinstance(inner, dict):
+            start = inner.pop(f"{key}_epoch" if key == "start" else f"{key}_epochs", None)
+            share = inner.pop(f"{key}_share", None)
+            if share is not None:
+                inner[f"{key}_step" if key == "start" else f"{key}_steps"] = round(share * data["steps"])
+            elif start is not None:
+                inner.setdefault(f"{key}_step" if key == "start" else f"{key}_steps", round(start * per_epoch))
+    data.setdefault("micro_batch", data.get("batch_size"))
+    return data
+
+
+def resolve_tokenizer(
+    entry: dict[str, Any],
+    datasets: Mapping[str, DatasetSpec],
+    recipes: Mapping[str, Mapping[str, Any]],
+    overlay: Overlay,
+    where: str,
+) -> TokenizerSpec:
+    """One ``tokenizers:`` entry at one scale. Keys that are not common to all families are the family's options."""
+    own = _split(entry, {"family", "dataset", "recipe", "downsample", "seed", "training"}, "tokenizers", where)
+    common, family = own["common"], own["family"]
+    dataset_id = _dataset_id(common, datasets, overlay, where)
+    dataset = datasets[dataset_id]
+    recipe = recipe_of(recipes, common.get("recipe", family), where)
+    defaults = {**own["literals"]["OPTIONS"], **_known(recipe.pop("options", {}), own["literals"]["OPTIONS"], where)}
+    checked = {"downsample": common.get("downsample", 16), **defaults, **own["options"]}
+    _check_options(checked, {"downsample": 16, **defaults}, where)
+    options = overlay.options("tokenizers", family, checked)
+    downsample = options.pop("downsample")
+    recipe = _merge(recipe, common.get("training", {}))
+    recipe = overlay.training("tokenizers", family, recipe)
+    tokens = _token_spec(own["literals"], options, dataset.resolution, downsample, where)
+    data = {
+        "family": family, "dataset": dataset_id, "resolution": dataset.resolution, "downsample": downsample,
+        "recipe": common.get("recipe", family), "options": options, "tokens": tokens.model_dump(),
+        "training": resolve_training(recipe, dataset.sizes["train"], where),
+        "perceptual": overlay.roles["perceptual"], "seed": common.get("seed", 0), "threads": overlay.threads,
+    }  # fmt: skip
+    return parse(TokenizerSpec, data, where)
+
+
+def resolve_generator(
+    entry: dict[str, Any],
+    tokenizers: Mapping[str, TokenizerSpec],
+    datasets: Mapping[str, DatasetSpec],
+    recipes: Mapping[str, Mapping[str, Any]],
+    overlay: Overlay,
+    where: str,
+) -> GeneratorSpec:
+    """One ``generators:`` entry at one scale.
+
+    Raises:
+        SpecError: also for a tokenizer that the family declares not to accept, with the family's reason.
+    """
+    own = _split(entry, {"family", "tokenizer", "recipe", "seed", "training"}, "generators", where)
+    common, family = own["common"], own["family"]
+    name = common.get("tokenizer", "")
+    if name not in tokenizers:
+        raise SpecError(f"{where}: unknown tokenizer '{name}'; {nearest(name, tokenizers)}")
+    tokenizer = tokenizers[name]
+    _check_accepts(own["literals"], tokenizer.tokens, f"{where}: family '{family}' cannot take tokenizer '{name}'")
+    dataset = datasets[tokenizer.dataset]
+    recipe = _merge(recipe_of(recipes, common.get("recipe", family), where), common.get("training", {}))
+    recipe = overlay.training("generators", family, recipe)
+    recipe.pop("options", None)
+    options = {**own["literals"]["OPTIONS"], **own["options"]}
+    _check_options(options, own["literals"]["OPTIONS"], where)
+    data = {
+        "family": family, "tokenizer": name, "dataset": tokenizer.dataset, "recipe": common.get("recipe", family),
+        "tokens": tokenizer.tokens.model_dump(), "num_classes": dataset.classes,
+        "options": overlay.options("generators", family, options),
+        "training": resolve_training(recipe, dataset.sizes["train"], where),
+        "seed": common.get("seed", 0), "threads": overlay.threads,
+    }  # fmt: skip
+    return parse(GeneratorSpec, data, where)
+
+
+def resolve_samples(
+    entry: dict[str, Any], generators: Mapping[str, GeneratorSpec], overlay: Overlay, where: str
+) -> SampleSpec:
+    """One ``samples:`` entry at one scale: a generator and its family's sampler options.
+
+    Raises:
+        SpecError: also for a paper-scale count other than 50,000.
+    """
+    entry = dict(entry)
+    name = entry.pop("generator", "")
+    if name not in generators:
+        raise SpecError(f"{where}: unknown generator '{name}'; {nearest(name, generators)}")
+    generator = generators[name]
+    defaults = family_literals("generators", generator.family, where)["SAMPLER"]
+    common = {k: entry.pop(k) for k in ("count", "block", "seed") if k in entry}
+    sampler = {**defaults, **_known(entry, defaults, where)}
+    _check_options(sampler, defaults, where)
+    scaled = overlay.options("samples", generator.family, {"count": 50_000, "block": 250, **common, **sampler})
+    count, block = scaled.pop("count"), scaled.pop("block")
+    scaled.pop("seed", None)
+    if overlay.scale == "paper" and count != 50_000:
+        raise SpecError(
+            f"{where}: count is {count}: a paper-scale generation cell needs 50,000 images (FID is biased in 1/N); "
+            "use another scale for fewer"
+        )
+    data = {"generator": name, "sampler": scaled, "count": count, "block": block, "num_classes": generator.num_classes,
+            "seed": common.get("seed", 0), "threads": overlay.threads}  # fmt: skip
+    return parse(SampleSpec, data, where)
+
+
+def _split(entry: dict[str, Any], common: set[str], room: Room, where: str) -> dict[str, Any]:
+    """The entry's common keys and the family's options, with the family's literals.
+
+    Raises:
+        SpecError: unknown family or a key that neither all runs nor this family know.
+    """
+    family = entry.get("family", "")
+    if not family:
+        raise SpecError(f"{where}: key 'family' is missing; known: {', '.join(families(room))}")
+    found = family_literals(room, family, where)
+    rest = {k: v for k, v in entry.items() if k not in common}
+    for key in rest:
+        if key not in found["OPTIONS"]:
+            raise SpecError(f"{where}: unknown key '{key}'; {nearest(key, [*common, *found['OPTIONS']])}")
+    return {
+        "common": {k: v for k, v in entry.items() if k in common},
+        "options": rest,
+        "family": family,
+        "literals": found,
+    }
+
+
+def _known(options: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+    for key in options:
+        if key not in defaults:
+            raise SpecError(f"{where}: unknown key '{key}'; {nearest(key, defaults)}")
+    return dict(options)
+
+
+def _check_options(options: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
+    """Each option has its default's type; a count whose default is positive stays positive (K or steps of zero)."""
+    for key, value in options.items():
+        default = defaults[key]
+        allowed = (
+            (int, float)
+            if isinstance(default, float)
+            else (list, tuple)
+            if isinstance(default, list | tuple)
+            else type(default)
+        )
+        if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, allowed):
+            raise SpecError(f"{where}: '{key}' is {value!r}: expected {type(default).__name__}")
+        if isinstance(default, int) and not isinstance(default, bool) and default > 0 and value <= 0:
+            raise SpecError(f"{where}: '{key}' is {value}: input should be greater than 0")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SpecError(f"{where}: '{key}' is {value}: input should be finite")
+
+
+def _dataset_id(common: Mapping[str, Any], datasets: Mapping[str, DatasetSpec], overlay: Overlay, where: str) -> str:
+    if "dataset" not in common:
+        raise SpecError(f"{where}: key 'dataset' is missing; known: {', '.join(sorted(datasets))}")
+    name = overlay.dataset(common["dataset"])
+    if name not in datasets:
+        raise SpecError(f"{where}: unknown data set '{name}'; {nearest(name, datasets)}")
+    return name
+
+
+def _token_spec(found: Mapping[str, Any], options: Mapping[str, Any], resolution: int, f: int, where: str) -> TokenSpec:
+    """The rule of the family's ``LAYOUT`` literal: what one id stands for and how many an image has."""
+    if resolution % f:
+        raise SpecError(f"{where}: downsample {f} does not divide the resolution {resolution}")
+    if "multipliers" in options and 2 ** (len(options["multipliers"]) - 1) != f:
+        raise SpecError(f"{where}: {len(options['multipliers'])} multipliers downsample by "
+                        f"{2 ** (len(options['multipliers']) - 1)}, not by {f}")  # fmt: skip
+    grid, layout = resolution // f, found.get("LAYOUT", "raster")
+    scales = tuple(options.get("scales", ())) if layout == "multiscale" else ()
+    num_tokens = {
+        "raster": grid * grid,
+        "channel": options.get("num_tokens", 0),
+        "multiscale": sum(s * s for s in scales),
+    }
+    code_dim = grid * grid if layout == "channel" else options["code_dim"]
+    data = {"kind": found.get("KIND", "discrete"), "layout": layout, "grid": grid, "num_tokens": num_tokens[layout],
+            "code_dim": code_dim, "num_codes": options["num_codes"], "num_slots": found.get("NUM_SLOTS", 1),
+            "scales": scales}  # fmt: skip
+    return parse(TokenSpec, data, where)
+
+
+def _check_accepts(found: Mapping[str, Any], tokens: TokenSpec, where: str) -> None:
+    """The family's ``ACCEPTS`` literal: field of TokenSpec -> {values, why}."""
+    for name, rule in found.get("ACCEPTS", {}).items():
+        value = getattr(tokens, name)
+        if value not in rule["values"]:
+            raise SpecError(f"{where}: its {name} is {value!r}, accepted: {rule['values']}; {rule['why']}")

@@ -1,0 +1,242 @@
+"""One step of the DAG in this process: check that it is still what was asked for, do it once, publish its manifest.
+
+A module in :data:`vqbench.papers.KINDS` implements a step as ``run(job) -> dict`` (facts for the manifest), writing its
+files into ``job.store``. The store is keyed by the step's digest and declared by no rule, so Snakemake never deletes
+it: training state, sample shards and finished weights survive a failed or re-run job.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from vqbench.artifacts import describe, read_json, verify, write_json
+from vqbench.closure import code_digest
+from vqbench.errors import ArtifactError, StaleSpec, UserError
+from vqbench.papers import KINDS, Bench, Key, Step, bench
+from vqbench.specs import canonical, digest_of
+
+STATE = ("state", ".lock", "failure.json", "finished.json", "run.json")  # names in a store that are not outputs
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished artifact that a job reads: its files, facts and spec, verified against its manifest."""
+
+    key: Key
+    store: Path
+    manifest: dict[str, Any]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the step recorded in its manifest, e.g. ``parameters``."""
+        return dict(self.manifest["facts"])
+
+    def file(self, name: str) -> Path:
+        """Path of an output by its name in the manifest."""
+        if name not in self.manifest["outputs"]:
+            raise ArtifactError(f"{'/'.join(self.key)} has no file '{name}'; it has {sorted(self.manifest['outputs'])}")
+        return self.store / name
+
+
+class Job:
+    """What ``run(job)`` is given: the resolved step, its inputs and the folder for its outputs.
+
+    Attributes:
+        spec: the step's spec (a frozen :class:`vqbench.specs.Spec`, or a dict for scores).
+        bench: all specs of the scale, to look up e.g. the tokenizer that tokens came from.
+        store: folder for outputs; ``store / "state"`` is for what a resumed job needs and is not an output.
+    """
+
+    def __init__(self, key: Key, scale: str, base: Path | None = None) -> None:
+        self.bench: Bench = bench(scale)
+        self.key, self.scale, self.base = key, scale, base or Path.cwd()
+        self.step: Step = self.bench.step(key)
+        self.spec: Any = self.step.spec
+        self.digest = self.bench.digest(key)
+        self.store = self.base / self.bench.root / "store" / key[0] / key[1] / self.digest[:16]
+        self._done = 0
+
+    @cached_property
+    def state(self) -> Path:
+        """Folder for what only a resumed job reads (checkpoints, shards)."""
+        folder = self.store / "state"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def upstream(self, kind: str, name: str) -> Finished:
+        """A declared input, its digests checked.
+
+        Raises:
+            ArtifactError: not there, damaged, or not declared upstream of this step.
+            StaleSpec: it was made from another spec or code than the one asked for now.
+        """
+        if (kind, name) not in self.step.upstream:
+            raise ArtifactError(f"{'/'.join(self.key)} does not declare {kind}/{name} as an input")
+        return finished(self.bench, (kind, name), self.base)
+
+    def inputs(self) -> dict[str, str]:
+        """Digests of the contents of all inputs, for the manifest."""
+        done = [finished(self.bench, key, self.base, check_files=False) for key in self.step.upstream]
+        return {"/".join(f.key): digest_of(f.manifest["outputs"]) for f in done}
+
+
+def finished(bench: Bench, key: Key, base: Path, check_files: bool = True) -> Finished:
+    """Open a finished artifact.
+
+    Raises:
+        ArtifactError: its manifest or a file is missing or damaged.
+        StaleSpec: it was made from another spec or code than `bench` asks for now.
+    """
+    path = base / bench.manifest(key)
+    manifest = read_json(path)
+    body = {k: v for k, v in manifest.items() if k != "self"}
+    if manifest.get("self") != digest_of(body):
+        raise ArtifactError(f"{path} is damaged: it does not match its own digest; remove it and run again")
+    if manifest["digest"] != bench.digest(key):
+        raise StaleSpec(
+            f"{path} was made from another spec or code ({manifest['digest'][:12]}, wanted {bench.digest(key)[:12]}); "
+            f"run it again, or keep it with: vqbench accept {'/'.join(key)} --scale {bench.scale}"
+        )
+    store = base / manifest["store"]
+    if check_files:
+        verify(store, manifest["outputs"], path)
+    return Finished(key, store, manifest)
+
+
+def run_step(kind: str, name: str, scale: str, expect: str | None = None, base: Path | None = None) -> Path:
+    """Do one step, or re-publish it where its store already holds it finished. Returns the manifest's path.
+
+    Raises:
+        StaleSpec: `expect`, the digest at submission, is not the digest now.
+        ArtifactError: another process is doing this very step, an input is damaged, or the disk is full.
+        UserError: whatever the step itself refuses; recorded as ``failure.json`` for the tables.
+    """
+    job = Job((kind, name), scale, base)
+    if expect is not None and expect != job.digest:
+        raise StaleSpec(
+            f"{kind}/{name} changed between submission and start ({expect[:12]} -> {job.digest[:12]}): its spec, its "
+            "code or something upstream was edited; submit again"
+        )
+    job.store.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(job.store / ".lock")
+    try:
+        with lock.acquire(timeout=0):
+            return _locked(job)
+    except Timeout:
+        raise ArtifactError(f"{kind}/{name} is being made by another process right now; wait for it to end") from None
+
+
+def _locked(job: Job) -> Path:
+    done = job.store / "finished.json"
+    if done.is_file():
+        manifest = read_json(done)
+        try:
+            verify(job.store, manifest["outputs"], done)
+            if manifest["inputs"] != job.inputs():
+                raise ArtifactError(f"{done} was made from other inputs than there are now")
+        except ArtifactError as error:
+            print(f"vqbench: {error}; making it again", file=sys.stderr)
+            done.unlink()
+        else:
+            print(f"vqbench: {'/'.join(job.key)} is finished already; published again", file=sys.stderr)
+            return _publish(job, manifest, read_json(job.store / "run.json"))
+    (job.store / "failure.json").unlink(missing_ok=True)
+    began = time.time()
+    try:
+        facts = _implementation(job.key[0])(job)
+    except (UserError, MemoryError) as error:
+        reason = str(error) if isinstance(error, UserError) else "out of memory"
+        write_json(job.store / "failure.json", {"reason": reason, "key": "/".join(job.key)})
+        raise
+    manifest = _manifest(job, facts)
+    run = _run_record(job, began)
+    write_json(job.store / "run.json", run)
+    write_json(done, manifest)
+    shutil.rmtree(job.store / "state", ignore_errors=True)
+    return _publish(job, manifest, run)
+
+
+def _implementation(kind: str) -> Callable[[Job], dict[str, Any]]:
+    function: Callable[[Job], dict[str, Any]] = import_module(KINDS[kind][1]).run
+    return function
+
+
+def _manifest(job: Job, facts: dict[str, Any]) -> dict[str, Any]:
+    files = [
+        str(p.relative_to(job.store))
+        for p in job.store.rglob("*")
+        if p.is_file() and p.relative_to(job.store).parts[0] not in STATE and not p.name.startswith(".")
+    ]
+    body = {
+        "kind": job.key[0], "name": job.key[1], "scale": job.scale, "digest": job.digest,
+        "spec": read_spec(job.spec), "spec_digest": digest_of(job.spec), "code_digest": code_digest(job.step.roots),
+        "inputs": job.inputs(), "outputs": describe(job.store, files), "facts": facts,
+        "seed": read_spec(job.spec).get("seed", 0), "store": str(job.store.relative_to(job.base)),
+    }  # fmt: skip
+    return body | {"self": digest_of(body)}
+
+
+def read_spec(spec: Any) -> dict[str, Any]:
+    """A spec as plain JSON data, as manifests hold it."""
+    import json
+
+    return dict(json.loads(canonical(spec)))
+
+
+def _publish(job: Job, manifest: dict[str, Any], run: dict[str, Any]) -> Path:
+    path = job.base / job.bench.manifest(job.key)
+    write_json(path.with_name("run.json"), run)
+    write_json(path, manifest)
+    return path
+
+
+def _run_record(job: Job, began: float) -> dict[str, Any]:
+    names = ("torch", "torchvision", "torch-fidelity", "numpy", "scikit-image", "lpips", "pandas", "snakemake")
+    return {
+        "seconds": round(time.time() - began, 2),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "git_commit": _git_commit(), "host": platform.node(), "python": platform.python_version(),
+        "platform": platform.platform(), "cpus": os.cpu_count(), "device": _device(),
+        "versions": {n: v for n in names if (v := _version(n))},
+        "dataset_path": getattr(job.spec, "path", None),
+    }  # fmt: skip
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")
+    return (
+        torch.cuda.get_device_name()
+        if torch is not None and torch.cuda.is_available()
+        else platform.processor() or "cpu"
+    )

@@ -1,0 +1,256 @@
+"""The one training loop: players in turn, micro-batches, schedule, EMA, checkpoints, and a stop at the first NaN.
+
+A run killed at any step resumes from its last checkpoint and ends bit-identical to one never killed (CPU): every random
+number is seeded by (seed, step, player, micro-batch), and every example by its position in the stream.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from vqbench.artifacts import write_tensors, write_text
+from vqbench.checkpoints import (
+    below,
+    load_checkpoint,
+    module_state,
+    optimizer_state,
+    restore_optimizer,
+    save_checkpoint,
+)
+from vqbench.errors import Diverged
+from vqbench.progress import Progress
+from vqbench.seeds import derive, torch_rng
+from vqbench.specs import OptimizerSpec, ScheduleSpec, TrainingSpec
+
+Batch = tuple[Tensor, ...]
+
+
+class Terms(NamedTuple):
+    """One player's objective on one micro-batch: the weighted sum, and each named term unweighted for the log."""
+
+    total: Tensor
+    named: dict[str, Tensor]
+
+
+class Player(NamedTuple):
+    """A module with its own optimizer and turn: the model, or the discriminator once it has started."""
+
+    module: nn.Module
+    optimizer: OptimizerSpec
+    start_step: int = 0
+
+
+class Task(ABC):
+    """What the loop trains. `players` take turns in order; `extras` are saved with them but not optimized."""
+
+    players: dict[str, Player]
+    extras: dict[str, nn.Module]
+    workers = 0  # loader processes; 0 reads in this one
+
+    @abstractmethod
+    def examples(self, start: int, count: int) -> Batch:
+        """Training examples ``start .. start + count`` of the endless stream, on the CPU."""
+
+    @abstractmethod
+    def terms(self, player: str, batch: Batch, step: int, micro: int, rng: torch.Generator) -> Terms:
+        """The player's objective; `rng` is seeded for this step, player and micro-batch, as is torch's global one."""
+
+
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def learning_rate(base: float, schedule: ScheduleSpec, step: int, steps: int, scale_final: float = 1.0) -> float:
+    """Learning rate at a step: linear warm-up, then constant or cosine from `base` to ``final_lr * scale_final``."""
+    if step < schedule.warmup_steps:
+        return base * (step + 1) / schedule.warmup_steps
+    if schedule.name == "constant":
+        return base
+    final = schedule.final_lr * scale_final
+    share = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
+    return final + (base - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def make_optimizer(module: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """Adam or AdamW; AdamW decays matrices only, not biases, norms and embeddings of one dimension."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    settings: dict[str, Any] = {"lr": spec.lr, "betas": spec.betas, "eps": spec.eps}
+    if spec.name == "adam":
+        return torch.optim.Adam(parameters, weight_decay=spec.weight_decay, **settings)
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], **settings)
+
+
+class _Stream(Dataset[Batch]):
+    """Micro-batch i of the run, made whole by one worker."""
+
+    def __init__(self, task: Task, micro_batch: int) -> None:
+        self.task, self.micro_batch = task, micro_batch
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.task.examples(index * self.micro_batch, self.micro_batch)
+
+
+class Trainer:
+    """Runs a :class:`Task` for ``training.steps`` steps in `folder`, resuming what is there.
+
+    Args:
+        task: players, data and objectives.
+        training: the resolved recipe.
+        folder: state folder; checkpoints and nothing else.
+        seed: of the run.
+        title: for the progress bar.
+    """
+
+    def __init__(self, task: Task, training: TrainingSpec, folder: Path, seed: int, title: str) -> None:
+        self.task, self.training, self.folder, self.seed, self.title = task, training, folder, seed, title
+        self.device = device()
+        for part in (*(p.module for p in task.players.values()), *task.extras.values()):
+            part.to(self.device).train()
+        self.optimizers = {n: make_optimizer(p.module, p.optimizer) for n, p in task.players.items()}
+        # What a task froze before the loop (a phase with parts fixed) stays frozen on every turn.
+        self.trainable = {
+            n: [p for p in player.module.parameters() if p.requires_grad] for n, player in task.players.items()
+        }
+        model = task.players["model"].module
+        self.ema = {k: v.detach().clone() for k, v in model.named_parameters()} if training.ema_decay else {}
+        self.rows: list[dict[str, float]] = []
+        self.step = 0
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Diverged: a term is NaN or infinite; the last checkpoint is kept.
+        """
+        self._resume()
+        progress = Progress(self.training.steps, self.title, "step", start=self.step)
+        per_step = self.training.batch_size // self.training.micro_batch
+        batches = self._batches(self.step * per_step, self.training.steps * per_step)
+        while self.step < self.training.steps:
+            named = self._one_step([next(batches) for _ in range(per_step)])
+            self._log(named)
+            self.step += 1
+            progress.update(1, **{k: v for k, v in named.items() if k != "lr"})
+            if self.step % self.training.checkpoint_every == 0 or self.step == self.training.steps:
+                self._save()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's state with EMA weights in place of the parameters, where the recipe keeps them."""
+        return {**self.task.players["model"].module.state_dict(), **self.ema}
+
+    def losses_csv(self) -> str:
+        """The log as CSV: step, lr, then every named term; empty where a term was not active."""
+        names = list(dict.fromkeys(k for row in self.rows for k in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in self.rows)
+        return text.getvalue()
+
+    def _batches(self, first: int, end: int) -> Iterator[Batch]:
+        stream = _Stream(self.task, self.training.micro_batch)
+        workers = self.task.workers
+        loader = DataLoader(stream, batch_size=None, sampler=range(first, end), num_workers=workers,
+                            pin_memory=self.device.type == "cuda", prefetch_factor=4 if workers else None)  # fmt: skip
+        for batch in loader:
+            yield tuple(t.to(self.device, non_blocking=True) for t in batch)
+
+    def _one_step(self, batches: list[Batch]) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for name, player in self.task.players.items():
+            if self.step < player.start_step:
+                continue
+            optimizer = self.optimizers[name]
+            rate = learning_rate(player.optimizer.lr, self.training.schedule, self.step, self.training.steps,
+                                 player.optimizer.lr / self.training.optimizer.lr)  # fmt: skip
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            self._only(name)
+            for micro, batch in enumerate(batches):
+                for key, value in self._backward(name, batch, micro, len(batches)).items():
+                    sums[key] = sums.get(key, 0.0) + value / len(batches)
+            if self.training.clip_norm:
+                nn.utils.clip_grad_norm_(player.module.parameters(), self.training.clip_norm)
+            optimizer.step()
+            sums.setdefault("lr", rate)
+        self._update_ema()
+        return sums
+
+    def _only(self, active: str) -> None:
+        """Gradients for the player whose turn it is, none for the others' weights."""
+        for name, parameters in self.trainable.items():
+            for parameter in parameters:
+                parameter.requires_grad_(name == active)
+
+    def _backward(self, name: str, batch: Batch, micro: int, parts: int) -> dict[str, float]:
+        path = ("train", self.step, name, micro)
+        torch.manual_seed(derive(self.seed, *path))
+        rng = torch_rng(self.seed, *path, "rng", device=self.device)
+        terms = self.task.terms(name, batch, self.step, micro, rng)
+        values = {k: float(v.detach()) for k, v in {**terms.named, f"{name}_total": terms.total}.items()}
+        for key, value in values.items():
+            if not math.isfinite(value):
+                last = self.step // self.training.checkpoint_every * self.training.checkpoint_every
+                raise Diverged(
+                    f"{self.title}: the term '{key}' of the {name} is {value} at step {self.step}; training stopped, "
+                    f"the last good checkpoint is step {last} in {self.folder}. Lower the learning rate or its weight"
+                )
+        (terms.total / parts).backward()
+        return values
+
+    def _update_ema(self) -> None:
+        if self.ema:
+            live = dict(self.task.players["model"].module.named_parameters())
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.ema.values()), [live[k].detach() for k in self.ema],
+                                     1 - self.training.ema_decay)  # fmt: skip
+
+    def _log(self, named: dict[str, float]) -> None:
+        every = max(1, self.training.steps // 2000)
+        if self.step % every == 0 or self.step + 1 == self.training.steps:
+            self.rows.append({"step": self.step, **named})
+
+    def _save(self) -> None:
+        tensors: dict[str, Tensor] = {f"ema/{k}": v for k, v in self.ema.items()}
+        for name, player in self.task.players.items():
+            tensors |= module_state(f"player/{name}", player.module)
+            tensors |= optimizer_state(f"optimizer/{name}", self.optimizers[name])
+        for name, extra in self.task.extras.items():
+            tensors |= module_state(f"extra/{name}", extra)
+        save_checkpoint(self.folder, self.step, tensors, {"rows": self.rows})
+
+    def _resume(self) -> None:
+        found = load_checkpoint(self.folder)
+        if found is None:
+            return
+        self.step, tensors, extra = found
+        self.rows = extra["rows"]
+        for name, player in self.task.players.items():
+            player.module.load_state_dict(below(f"player/{name}", tensors))
+            restore_optimizer(f"optimizer/{name}", self.optimizers[name], tensors)
+        for name, module in self.task.extras.items():
+            module.load_state_dict(below(f"extra/{name}", tensors))
+        self.ema = {k: v.to(self.device) for k, v in below("ema", tensors).items()}
+        print(f"vqbench: resumed {self.title} at step {self.step}", flush=True)
+
+
+def finish(trainer: Trainer, store: Path) -> None:
+    """Write the trained weights (``model.safetensors``) and the log (``losses.csv``)."""
+    write_tensors(store / "model.safetensors", trainer.weights())
+    write_text(store / "losses.csv", trainer.losses_csv())

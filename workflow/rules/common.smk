@@ -1,0 +1,92 @@
+# What every rule uses: the resolved papers, and how a rule asks them for inputs, digests and resources.
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from vqbench.errors import UserError
+from vqbench.eval.figure_inputs import figure_keys
+from vqbench.papers import bench, scale_of, scale_root, scales, score_keys
+
+VQBENCH = shlex.join([sys.executable, "-m", "vqbench.cli"])
+ROOTS = [scale_root(s) for s in scales()]
+
+
+wildcard_constraints:
+    root="|".join(ROOTS),
+    paper="[a-z_]+",
+    table="[0-9]+[a-z]*",
+    figure="[a-z0-9-]+",
+    tokenizer="[^/]+",
+    generator="[^/]+",
+    samples="[^/]+",
+    dataset="[^/]+",
+    pretrained="[^/]+",
+    split="train|validation",
+
+
+def user_errors(function):
+    """Print a user's mistake in one line instead of a traceback."""
+
+    def wrapped(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            print(f"vqbench: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+    return wrapped
+
+
+@user_errors
+def bench_of(root):
+    """The resolved papers of the scale whose results lie under `root`."""
+    return bench(scale_of(f"{root}/x"))
+
+
+@user_errors
+def key_of(kind, wc):
+    """(kind, name) from a rule's wildcards, in the order in which the kind's name is written."""
+    parts = [getattr(wc, w) for w in ("pretrained", "tokenizer", "samples", "generator", "dataset", "split") if hasattr(wc, w)]
+    return kind, "/".join(parts)
+
+
+def needs(kind):
+    """Input function: manifests of all that a step reads."""
+
+    @user_errors
+    def manifests(wc):
+        found = bench_of(wc.root)
+        return [found.manifest(k) for k in found.step(key_of(kind, wc)).upstream]
+
+    return manifests
+
+
+def digest(kind):
+    """Params function: spec and code of a step; a change re-runs it, a touched file or an edited comment does not."""
+    return user_errors(lambda wc: bench_of(wc.root).digest(key_of(kind, wc)))
+
+
+def scale(wc):
+    return bench_of(wc.root).scale
+
+
+def asks(kind, what):
+    """Resources function: what the scale's file asks for a kind of job; memory grows with each attempt."""
+
+    def amount(wc, attempt):
+        value = bench_of(wc.root).overlay.resources[kind][what]
+        return value * attempt if what == "mem_mb" else value
+
+    return amount
+
+
+def threads_of(wc):
+    return bench_of(wc.root).overlay.threads
+
+
+def settle_tables():
+    """After a failure: a table that is no longer backed by finished runs becomes a partial one that says why."""
+    for name in scales():
+        if Path(scale_root(name)).is_dir():
+            subprocess.run([sys.executable, "-m", "vqbench.cli", "settle", "--scale", name], check=False)

@@ -1,0 +1,41 @@
+# Data sets are checked before anything trains on them; pretrained networks are checked, or trained where embedded.
+rule check_dataset:
+    output:
+        manifest="{root}/datasets/{dataset}/manifest.json",
+    input:
+        needs("dataset"),
+    params:
+        scale=scale,
+        digest=digest("dataset"),
+    log:
+        "{root}/logs/datasets/{dataset}.log",
+    benchmark:
+        "{root}/benchmarks/datasets/{dataset}.tsv"
+    threads: threads_of
+    resources:
+        mem_mb=asks("dataset", "mem_mb"),
+        runtime=asks("dataset", "runtime"),
+        gpu=asks("dataset", "gpu"),
+    shell:
+        "{VQBENCH} check-dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+
+
+rule pretrained:
+    output:
+        manifest="{root}/pretrained/{pretrained}/manifest.json",
+    input:
+        needs("pretrained"),
+    params:
+        scale=scale,
+        digest=digest("pretrained"),
+    log:
+        "{root}/logs/pretrained/{pretrained}.log",
+    benchmark:
+        "{root}/benchmarks/pretrained/{pretrained}.tsv"
+    threads: threads_of
+    resources:
+        mem_mb=asks("pretrained", "mem_mb"),
+        runtime=asks("pretrained", "runtime"),
+        gpu=asks("pretrained", "gpu"),
+    shell:
+        "{VQBENCH} pretrained {wildcards.pretrained:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"

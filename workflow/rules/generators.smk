@@ -1,0 +1,41 @@
+# Generators: train one on tokens, sample from it in fixed blocks of image indices.
+rule train_generator:
+    output:
+        manifest="{root}/generators/{generator}/manifest.json",
+    input:
+        needs("generator"),
+    params:
+        scale=scale,
+        digest=digest("generator"),
+    log:
+        "{root}/logs/generators/{generator}.log",
+    benchmark:
+        "{root}/benchmarks/generators/{generator}.tsv"
+    threads: threads_of
+    resources:
+        mem_mb=asks("generator", "mem_mb"),
+        runtime=asks("generator", "runtime"),
+        gpu=asks("generator", "gpu"),
+    shell:
+        "{VQBENCH} train-generator {wildcards.generator:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+
+
+rule sample:
+    output:
+        manifest="{root}/samples/{samples}/manifest.json",
+    input:
+        needs("samples"),
+    params:
+        scale=scale,
+        digest=digest("samples"),
+    log:
+        "{root}/logs/samples/{samples}.log",
+    benchmark:
+        "{root}/benchmarks/samples/{samples}.tsv"
+    threads: threads_of
+    resources:
+        mem_mb=asks("samples", "mem_mb"),
+        runtime=asks("samples", "runtime"),
+        gpu=asks("samples", "gpu"),
+    shell:
+        "{VQBENCH} sample {wildcards.samples:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"

@@ -1,0 +1,62 @@
+# Tokenizers: train one, write its ids once, decode its validation ids.
+rule train_tokenizer:
+    output:
+        manifest="{root}/tokenizers/{tokenizer}/manifest.json",
+    input:
+        needs("tokenizer"),
+    params:
+        scale=scale,
+        digest=digest("tokenizer"),
+    log:
+        "{root}/logs/tokenizers/{tokenizer}.log",
+    benchmark:
+        "{root}/benchmarks/tokenizers/{tokenizer}.tsv"
+    threads: threads_of
+    resources:
+        mem_mb=asks("tokenizer", "mem_mb"),
+        runtime=asks("tokenizer", "runtime"),
+        gpu=asks("tokenizer", "gpu"),
+    shell:
+        "{VQBENCH} train-tokenizer {wildcards.tokenizer:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+
+
+rule tokenize:
+    output:
+        manifest="{root}/tokens/{tokenizer}/{dataset}/{split}/manifest.json",
+    input:
+        needs("tokens"),
+    params:
+        scale=scale,
+        digest=digest("tokens"),
+    log:
+        "{root}/logs/tokens/{tokenizer}/{dataset}/{split}.log",
+    benchmark:
+        "{root}/benchmarks/tokens/{tokenizer}/{dataset}/{split}.tsv"
+    threads: threads_of
+    resources:
+        mem_mb=asks("tokens", "mem_mb"),
+        runtime=asks("tokens", "runtime"),
+        gpu=asks("tokens", "gpu"),
+    shell:
+        "{VQBENCH} tokenize {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --split {wildcards.split} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+
+
+rule reconstruct:
+    output:
+        manifest="{root}/reconstructions/{tokenizer}/{dataset}/manifest.json",
+    input:
+        needs("reconstruction"),
+    params:
+        scale=scale,
+        digest=digest("reconstruction"),
+    log:
+        "{root}/logs/reconstructions/{tokenizer}/{dataset}.log",
+    benchmark:
+        "{root}/benchmarks/reconstructions/{tokenizer}/{dataset}.tsv"
+    threads: threads_of
+    resources:
+        mem_mb=asks("reconstruction", "mem_mb"),
+        runtime=asks("reconstruction", "runtime"),
+        gpu=asks("reconstruction", "gpu"),
+    shell:
+        "{VQBENCH} reconstruct {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
