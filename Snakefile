@@ -30,9 +30,9 @@ include: "workflow/rules/targets.smk"
 
 rule all:
     default_target: True
-    localrule: True
     input:
         everything(),
+    localrule: True
 
 
 onerror:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vqbench.artifacts import read_json
 from vqbench.closure import code_digest
-from vqbench.errors import ArtifactError, StaleSpec
+from vqbench.errors import ArtifactError, SpecError, StaleSpec, nearest
 from vqbench.eval.facts import RowSpecs, fact_text, row_specs, value_text
 from vqbench.eval.protocols import metric_name
 from vqbench.papers import Bench, Key, Row, Table
@@ -117,12 +117,21 @@ def measure_row(bench: Bench, table: Table, row: Row, printed: Mapping[str, list
     found.status = next(iter(sorted(found.wanting.values(), key=_worst_first)), "measured")
     specs = row_specs(bench, row)
     for column, source in table.columns.items():
+        _check_source(source, f"{table.paper}.yaml: table '{table.id}', column '{column}'")
         if "fact" in source:
             found.cells[column] = fact_text(specs, source["fact"], f"table '{table.id}', column '{column}'")
         elif "metric" in source:
             scores = states.get(_key_of(bench, row, specs, source), ("", None))[1]
             _add_metric(found, column, source["metric"], scores, printed.get(column, []))
     return found
+
+
+def _check_source(source: Mapping[Any, str], where: str) -> None:
+    """A misspelt key would fill the column from another quantity or data set without a word."""
+    for key in source:
+        if key not in (known := ("metric", "on", "fact", "printed")):
+            hint = '; YAML 1.1 reads a bare on: as true, write "on":' if key is True else f"; {nearest(key, known)}"
+            raise SpecError(f"{where}: unknown key '{key}'{hint}")
 
 
 def _worst_first(state: str) -> int:
@@ -142,8 +151,8 @@ def _add_metric(found: MeasuredRow, column: str, base: str, scores: Scores | Non
     if scores is None:
         return
     name, entry = scores.metric(base)
-    if entry is None:
-        found.notes.append(f"{column}: {name} was not scored")
+    if entry is None or entry["value"] is None:
+        found.notes.append(f"{column}: {name} {'was not scored' if entry is None else 'has no finite value'}")
         return
     found.cells[column] = value_text(base, entry, printed)
     found.counts[column], found.scores[column] = int(entry["n"]), scores

@@ -1,9 +1,12 @@
-"""Which finished steps a figure is drawn from. Read by the Snakefile in every job: no torch, pandas or matplotlib here."""
+"""Which finished steps a figure is drawn from. The Snakefile reads this: no torch, pandas, matplotlib."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vqbench.errors import SpecError, nearest
 from vqbench.papers import Bench, Figure, Key
+from vqbench.specs import Spec
 
 # kind of figure -> kinds of run that it can show
 SHOWS = {
@@ -34,7 +37,11 @@ def figure_runs(bench: Bench, figure: Figure) -> list[Key]:
 
 def run_key(bench: Bench, figure: Figure, run: str) -> Key:
     """The kind of a run by its id, which is unique across kinds and papers."""
-    kinds = {"tokenizer": bench.tokenizers, "generator": bench.generators, "samples": bench.samples}
+    kinds: dict[str, Mapping[str, Spec]] = {
+        "tokenizer": bench.tokenizers,
+        "generator": bench.generators,
+        "samples": bench.samples,
+    }
     found = next((kind for kind, runs in kinds.items() if run in runs), None)
     if found not in SHOWS[figure.kind]:
         known = [name for kind in SHOWS[figure.kind] for name in kinds[kind]]

@@ -76,12 +76,12 @@ def also_printed(bench: Bench, table: Table, row: Row, column: str) -> list[str]
     mine, notes = printed_table(table).value(row.label, column), []
     quantity = _quantity(bench, row, table, column)
     for other in bench.tables.values():
-        if not mine or quantity is None or other == table:
+        if mine in ("", "-") or quantity is None or other == table:
             continue
         for twin in (r for r in other.rows if r.run and r.run == row.run):
             for name in (c for c in other.columns if _quantity(bench, twin, other, c) == quantity):
                 value = printed_table(other).value(twin.label, name)
-                if value and value != mine:
+                if value not in ("", "-", mine):
                     paper = "" if other.paper == table.paper else f"{other.paper} "
                     notes.append(f"{value} in {paper}Table {other.id} ({twin.label})")
     return notes

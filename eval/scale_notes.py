@@ -24,7 +24,8 @@ def differences(paper: Bench, bench: Bench, row: Row) -> dict[str, tuple[str, st
 
 def _settings(bench: Bench, row: Row) -> dict[str, Any]:
     """The sizes that readers compare runs by. Threads, seeds and loss weights are in the manifests."""
-    specs, found = row_specs(bench, row), {}
+    specs = row_specs(bench, row)
+    found: dict[str, Any] = {}
     if specs.tokenizer:
         every = specs.tokenizer.model_dump() | specs.tokenizer.tokens.model_dump() | specs.tokenizer.options
         keys = dict.fromkeys((*TOKENIZER, *specs.tokenizer.options))

@@ -56,9 +56,14 @@ def _lines(bench: Bench, scores: Scores) -> list[dict[str, Any]]:
     }  # fmt: skip
     facts = ("unit", "higher_is_better", "n")
     return [
-        {"metric": name, "value": repr(float(entry["value"])), **{k: entry[k] for k in facts}, **common}
+        {"metric": name, "value": _exact(entry["value"]), **{k: entry[k] for k in facts}, **common}
         for name, entry in sorted(scores.metrics.items())
     ]
+
+
+def _exact(value: float | None) -> str:
+    """Shortest text that reads back as the same float; "" for a value that is not finite (PSNR of equal images)."""
+    return "" if value is None else repr(float(value))
 
 
 def dataset_of(bench: Bench, key: Key) -> str:

@@ -30,24 +30,27 @@ def to_markdown(frame: pd.DataFrame, table: Table, note: str, folder: Path, base
 
 def _links(cell: str, folder: Path, base: Path) -> str:
     paths = [os.path.relpath(base / path, folder) for path in cell.split()]
-    return ", ".join(f"[{Path(path).parent.name}]({path})" for path in paths)
+    # scores/tokenizers/<run>/<data set>/manifest.json -> <run>/<data set>
+    names = ["/".join(Path(path).parts[Path(path).parts.index("scores") + 2 : -1]) for path in paths]
+    return ", ".join(f"[{name}]({path})" for name, path in zip(names, paths, strict=True))
 
 
 def to_latex(frame: pd.DataFrame, table: Table, note: str) -> str:
     """A ``table`` environment for booktabs and graphicx, scaled down to the line's width where it is wider.
 
-    Manifests are left out (they are in the CSV); protocols go to the caption.
+    Manifests are left out (they are in the CSV); protocols go to the caption, what the scale replaced below the table.
     """
     protocols = "; ".join(sorted({p for p in frame["protocol"] if p}))
     shown = frame.drop(columns=["manifest", "protocol", "scale"])
     if not shown["notes"].any():
         shown = shown.drop(columns="notes")
-    words = [f"{table.title}.", note, f"Protocol: {protocols}." if protocols else ""]
+    words = [f"{table.title}.", f"Protocol: {protocols}." if protocols else ""]
+    below = f"\\par\\smallskip\\footnotesize {_escape(note)}\n" if note else ""
     body = shown.to_latex(index=False, escape=True, column_format="l" + "r" * (shown.shape[1] - 1))
     text = (
         f"% needs the packages booktabs, graphicx and amssymb\n\\begin{{table}}\n\\centering\n"
         f"\\caption{{{_escape(' '.join(filter(None, words)))}}}\n\\label{{tab:{table.paper}-{table.id}}}\n"
-        f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{body}}}\n\\end{{table}}\n"
+        f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{body}}}\n{below}\\end{{table}}\n"
     )
     return "".join(LATEX.get(char, char) for char in text)
 

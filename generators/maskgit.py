@@ -2,8 +2,8 @@
 
 Every id has one learned position and there is nothing two-dimensional, so channel, raster and other orders are all
 sequences. A token for the class, or for no class, stands before them. Blocks are pre-norm with RMS-normalised queries
-and keys; before the K logits comes BERT's projection, as in google-research/maskgit, with the id embedding reused as the
-output matrix. The cq paper prints neither guidance scale and schedule nor temperatures: those defaults are ours.
+and keys; before the K logits comes BERT's projection, as in google-research/maskgit, and the id embedding serves as the
+output matrix too. The cq paper prints neither guidance scale and schedule nor temperatures: those defaults are ours.
 
 Letters: B images, N ids an image, K codebook size, D width, M ids that are still masked in an image.
 """
@@ -98,7 +98,7 @@ class MaskGIT(Generator):
         return F.linear(features, self.codes if self.head is None else self.head, self.bias)
 
     def losses(self, tokens: Tensor, condition: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """``cross_entropy`` in nats, label-smoothed, over the masked ids of the batch; logits of other ids are not made.
+        """``cross_entropy`` in nats, label-smoothed: the mean over the masked ids, which alone get logits.
 
         Args:
             tokens: (B, N, 1) int64 in [0, K).
@@ -106,7 +106,7 @@ class MaskGIT(Generator):
             rng: on any device.
         """
         ids = tokens[..., 0]  # (B, N)
-        masked = draw_mask(*ids.shape, rng).to(ids.device)  # (B, N)
+        masked = draw_mask(len(ids), self.num_tokens, rng).to(ids.device)  # (B, N)
         dropped = torch.rand(len(ids), generator=rng, device=rng.device) < self.class_drop  # (B,)
         condition = condition.masked_fill(dropped.to(condition.device), self.null_class)  # (B,)
         features = self(ids, masked, condition)[masked]  # (B * M, D)
@@ -163,7 +163,7 @@ class MaskGIT(Generator):
         return guesses, confidence
 
     def parameter_counts(self) -> dict[str, int]:
-        """``vocabulary``: id embedding, output matrix and bias over the K codes. ``blocks``: all else, as Table 1 counts."""
+        """``vocabulary``: id embedding, output matrix and bias over the K codes. ``blocks``: the rest (cq Table 1)."""
         over_codes = [p for p in (self.codes, self.head, self.bias) if p is not None]
         vocabulary = sum(p.numel() for p in over_codes)
         return {"blocks": sum(p.numel() for p in self.parameters()) - vocabulary, "vocabulary": vocabulary}

@@ -1,7 +1,7 @@
 """The step "samples": a generator's tokens, decoded by its tokenizer to uint8 images.
 
-Images are made in blocks of fixed index ranges, always full: seeds go by block, and the last block is padded and then cut,
-so that neither the number of processes nor an interruption changes a pixel. Each finished block is a shard in the job's
+Images are made in blocks of fixed index ranges, always full: seeds go by block, and the last one is padded, then cut, so
+that neither the number of processes nor an interruption changes a pixel. Each finished block is a shard in the job's
 state; the shards are streamed into ``samples.npz``, the layout of openai/guided-diffusion `evaluations/evaluator.py`.
 
 Letters: B images of one block, N ids an image, Q slots, H W pixels.
@@ -42,7 +42,10 @@ class Models(NamedTuple):
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Make ``samples.npz`` (``arr_0`` uint8 (count, H, W, 3), ``arr_1`` int64 labels) and ``ids.npy`` int32 (count, N, Q).
+    """Make ``samples.npz`` and ``ids.npy`` in the job's store.
+
+    In samples.npz, ``arr_0`` is uint8 (count, H, W, 3) and ``arr_1`` int64 (count,), the labels; ids.npy is int32
+    (count, N, Q). Equal samples give equal bytes.
 
     Returns:
         ``images``, ``steps`` (runs of the generator for one image) and ``parameters`` of the generator.
@@ -55,6 +58,8 @@ def run(job: Job) -> dict[str, Any]:
     if not _is_assembled(job):
         make_blocks(job, range(num_blocks(job.spec)))
         _assemble(job)
+    for shard in job.state.glob("*shard-*"):  # temporary files of killed processes too
+        shard.unlink()
     spec = job.bench.generators[job.spec.generator]
     with torch.device("meta"):
         parameters = build_generator(spec).parameter_counts()
@@ -68,7 +73,7 @@ def num_blocks(spec: SampleSpec) -> int:
 
 
 def make_blocks(job: Job, blocks: Iterable[int]) -> None:
-    """Make those of `blocks` that have no intact shard yet. Processes may share a job, e.g. ``range(rank, total, world)``.
+    """Make those of `blocks` that have no intact shard yet; several processes may share a job's blocks in any way.
 
     Args:
         job: a job of kind "samples"; shards go to ``job.state``.
@@ -138,7 +143,8 @@ def read_shard(job: Job, block: int) -> dict[str, np.ndarray] | None:
         return None
     labels = block_labels(job.spec, block)[: job.spec.count - block * job.spec.block]
     try:
-        with np.load(path, allow_pickle=False) as archive:  # each entry is checked against its CRC
+        # opened here because np.load leaks its file where the zip is cut; each entry is checked against its CRC
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             shard = {name: archive[name] for name in ("images", "ids", "labels")}
         if not np.array_equal(shard["labels"], labels) or {len(a) for a in shard.values()} != {len(labels)}:
             raise ValueError("it holds other images")
@@ -162,12 +168,10 @@ def _is_assembled(job: Job) -> bool:
 
 
 def _assemble(job: Job) -> None:
-    """Stream the shards into the outputs, then remove them: at paper scale they are 10 GB, as large as the outputs."""
+    """Stream the shards into the outputs, one block in memory at a time: at paper scale they are 10 GB."""
     write_atomic(job.store / "samples.npz", lambda file: _write_samples(job, file))
     write_atomic(job.store / "ids.npy", lambda file: _write_array(file, job, "ids"))
     write_json(job.state / ASSEMBLED, describe(job.store, OUTPUTS))
-    for block in range(num_blocks(job.spec)):
-        shard_path(job, block).unlink(missing_ok=True)
 
 
 def _write_samples(job: Job, file: IO[bytes]) -> None:
@@ -179,7 +183,7 @@ def _write_samples(job: Job, file: IO[bytes]) -> None:
 
 
 def _write_array(file: IO[bytes], job: Job, name: str) -> None:
-    """One array of all shards in ``.npy`` format, a block in memory at a time."""
+    """One array of all shards, in ``.npy`` format."""
     for block, part in enumerate(_parts(job, name)):
         if block == 0:
             header = {"descr": np.lib.format.dtype_to_descr(part.dtype), "fortran_order": False,
@@ -190,7 +194,9 @@ def _write_array(file: IO[bytes], job: Job, name: str) -> None:
 
 def _parts(job: Job, name: str) -> Iterator[np.ndarray]:
     for block in range(num_blocks(job.spec)):
-        shard = read_shard(job, block)
-        if shard is None:
-            raise ArtifactError(f"{shard_path(job, block)} was lost while {OUTPUTS[0]} was written; run again")
-        yield shard[name]
+        path = shard_path(job, block)
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                yield archive[name]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ArtifactError(f"{path} was damaged before {OUTPUTS[0]} was written ({error}); run again") from None

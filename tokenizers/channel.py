@@ -1,8 +1,8 @@
 """Channel-wise quantization (the cq paper, Sec. 3.2): one code for each channel's whole map.
 
-The encoder's latent map has as many channels as there are tokens, and a code is as long as a map, h*w. VQGAN's encoder and
-decoder without attention blocks, plain nearest-neighbour codes, no entropy term. How the codebook starts is not printed:
-``samples`` is ours.
+The encoder's latent map has as many channels as there are tokens, and a code is as long as a map, h*w. VQGAN's encoder
+and decoder without attention blocks, plain nearest-neighbour codes, no entropy term. How the codebook starts is not
+printed: ``samples`` is ours.
 """
 
 from __future__ import annotations

@@ -34,14 +34,13 @@ class TokenizerTask(Task):
     """Two players: the tokenizer, and from ``start_step`` on the discriminator of its recipe."""
 
     def __init__(self, spec: TokenizerSpec, images: Images, perceptual: nn.Module) -> None:
-        torch.manual_seed(spec.seed)
         self.spec, self.images, self.perceptual = spec, images, perceptual
         self.model: Tokenizer = build_tokenizer(spec)
         self.players = {"model": Player(self.model, spec.training.optimizer)}
         self.extras: dict[str, nn.Module] = {}
         self.adversary = spec.training.discriminator
         if self.adversary:
-            network = build_discriminator(self.adversary, spec.resolution)
+            network = build_discriminator(self.adversary, spec.resolution, seed=spec.seed)
             self.players["discriminator"] = Player(network, self.adversary.optimizer, self.adversary.start_step)
             if self.adversary.lecam_weight:
                 self.extras["lecam"] = LeCam(self.adversary.lecam_decay)
@@ -92,7 +91,10 @@ class TokenizerTask(Task):
         total = discriminator_loss(real, fake, self.adversary.loss)
         named = {"discriminator": total}
         if "lecam" in self.extras:
-            named["lecam"] = self.extras["lecam"](real, fake)
+            lecam = self.extras["lecam"]
+            assert isinstance(lecam, LeCam)
+            lecam.update(real, fake)
+            named["lecam"] = lecam(real, fake)
             total = total + self.adversary.lecam_weight * named["lecam"]
         if self.adversary.r1_weight and (step - self.adversary.start_step) % self.adversary.r1_every == 0:
             named["r1"] = r1_penalty(network, images)

@@ -38,8 +38,8 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
     except OSError as error:
         raise _unwritable(path, error) from None
     finally:
@@ -47,7 +47,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> ArtifactError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ArtifactError(f"disk full while writing {path}; nothing finished was lost: free space and run again")
     return ArtifactError(f"cannot write {path}: {error.strerror or error}; check the folder's permissions")
 

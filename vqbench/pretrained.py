@@ -7,7 +7,6 @@ torch-fidelity code runs over it.
 
 from __future__ import annotations
 
-import os
 from collections import namedtuple
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +21,7 @@ from vqbench.data import Images, open_images, to_float
 from vqbench.errors import MissingWeights
 from vqbench.specs import PretrainedSpec
 from vqbench.training import Batch, Player, Task, Terms, Trainer, finish
+from vqbench.weights import check_weights, locate
 
 if TYPE_CHECKING:
     from vqbench.steps import Finished, Job
@@ -109,37 +109,6 @@ def _accuracy(model: PhotoClassifier, images: Images) -> float:
     with torch.no_grad():
         found = model(to_float(images.batch(0, len(images)))).argmax(1).cpu().numpy()
     return round(float((found == images.labels).mean()), 6)
-
-
-def locate(spec: PretrainedSpec) -> Path:
-    """Where the libraries look for real weights: $VQBENCH_WEIGHTS, else torch's hub cache.
-
-    Raises:
-        MissingWeights: not there; says what to fetch and where it goes.
-    """
-    folders = [Path(os.environ["VQBENCH_WEIGHTS"])] if os.environ.get("VQBENCH_WEIGHTS") else []
-    folders.append(Path(torch.hub.get_dir()) / "checkpoints")
-    for folder in folders:
-        if (folder / str(spec.filename)).is_file():
-            return folder / str(spec.filename)
-    raise MissingWeights(
-        f"weights '{spec.filename}' are not in {' or '.join(map(str, folders))}; fetch {spec.url} there "
-        f"(or: vqbench fetch-weights), its SHA-256 starts with {spec.sha256_prefix}"
-    )
-
-
-def check_weights(spec: PretrainedSpec, path: Path) -> str:
-    """SHA-256 of a weights file.
-
-    Raises:
-        MissingWeights: it does not start with the published prefix (the file is another one, or damaged).
-    """
-    digest = sha256_file(path)
-    if spec.sha256_prefix and not digest.startswith(spec.sha256_prefix):
-        raise MissingWeights(
-            f"{path} has SHA-256 {digest[:16]}..., expected {spec.sha256_prefix}...; fetch {spec.url} again"
-        )
-    return digest
 
 
 def weights_path(spec: PretrainedSpec, finished: Finished) -> Path:

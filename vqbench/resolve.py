@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from vqbench.errors import SpecError, nearest
 from vqbench.rooms import Room, families, family_literals
-from vqbench.specs import DatasetSpec, GeneratorSpec, SampleSpec, TokenizerSpec, TokenSpec, TrainingSpec, parse
+from vqbench.specs import DatasetSpec, GeneratorSpec, SampleSpec, TokenizerSpec, TokenSpec, parse
 
 
 class Overlay:
@@ -19,17 +19,7 @@ class Overlay:
     left alone, so a new family is scaled without an entry of its own.
     """
 
-    KEYS: ClassVar = {
-        "about",
-        "protocol",
-        "roles",
-        "datasets",
-        "threads",
-        "tokens",
-        "tokenizers",
-        "generators",
-        "samples",
-    }
+    KEYS: ClassVar = ["about", "protocol", "roles", "datasets", "threads", "tokens", "resources", "tokenizers", "generators", "samples"]
     SIZES: ClassVar = {"steps", "batch_size", "micro_batch", "schedule", "precision", "checkpoint_every"}
 
     def __init__(self, data: dict[str, Any], scale: str) -> None:

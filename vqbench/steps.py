@@ -141,7 +141,28 @@ def run_step(kind: str, name: str, scale: str, expect: str | None = None, base: 
         raise ArtifactError(f"{kind}/{name} is being made by another process right now; wait for it to end") from None
 
 
+def accept(key: Key, scale: str, reason: str, base: Path | None = None) -> str:
+    """Keep a finished run under changed code or spec: its digest stays what it was, tables show the reason.
+
+    Raises:
+        ArtifactError: the run is not finished.
+        UserError: nothing changed.
+    """
+    base = base or Path.cwd()
+    found = bench(scale)
+    manifest = read_json(base / found.manifest(key))
+    if manifest["digest"] == found.digest(key):
+        raise UserError(f"{'/'.join(key)} is current; there is nothing to accept")
+    path = base / found.root / "accepted.json"
+    entry = {"digest": manifest["digest"], "current": found.digest(key), "reason": reason}
+    write_json(path, {**found.accepted, "/".join(key): entry})
+    return f"accepted {'/'.join(key)} as {manifest['digest'][:12]}: {reason}"
+
+
 def _locked(job: Job) -> Path:
+    for leftover in job.store.glob(".*"):  # half-written files of a killed process; we hold the lock
+        if leftover.name != ".lock":
+            leftover.unlink()
     done = job.store / "finished.json"
     if done.is_file():
         manifest = read_json(done)

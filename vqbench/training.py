@@ -154,8 +154,9 @@ class Trainer:
         return {**self.task.players["model"].module.state_dict(), **self.ema}
 
     def losses_csv(self) -> str:
-        """The log as CSV: step, lr, then every named term; empty where a term was not active."""
-        names = list(dict.fromkeys(k for row in self.rows for k in row))
+        """The log as CSV: step, lr, then every named term by name; empty where a term was not active."""
+        terms = {k for row in self.rows for k in row}
+        names = ["step", "lr", *sorted(terms - {"step", "lr"})]
         text = io.StringIO()
         writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()

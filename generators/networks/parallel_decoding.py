@@ -16,7 +16,7 @@ GUIDANCE_SCHEDULES = ("constant", "linear")
 
 
 def draw_mask(batch: int, num_tokens: int, rng: torch.Generator) -> Tensor:
-    """Training masks (B, N), bool, on the rng's device: ceil(N cos(pi/2 u)) ids of each image, u ~ U(0, 1), at least one."""
+    """Training masks (B, N) bool, on the rng's device: ceil(N cos(pi/2 u)) ids of each image, u ~ U(0, 1)."""
     ratio = torch.cos(math.pi / 2 * torch.rand(batch, 1, generator=rng, device=rng.device))  # (B, 1)
     count = (num_tokens * ratio).ceil().clamp(1, num_tokens)  # (B, 1)
     rank = torch.rand(batch, num_tokens, generator=rng, device=rng.device).argsort(dim=1).argsort(dim=1)  # (B, N)
@@ -26,7 +26,7 @@ def draw_mask(batch: int, num_tokens: int, rng: torch.Generator) -> Tensor:
 def masked_counts(num_tokens: int, steps: int) -> list[int]:
     """Ids left masked after each step: floor(N cos(pi/2 (i+1)/T)), one fewer a step at least, at least 1, 0 at the end.
 
-    The rule of google-research/maskgit `maskgit/libml/parallel_decode.py`; with T > N the last id stays masked for a while.
+    The rule of google-research/maskgit; with T > N the last id stays masked for some steps.
     """
     counts, left = [], num_tokens
     for step in range(1, steps):
@@ -36,12 +36,12 @@ def masked_counts(num_tokens: int, steps: int) -> list[int]:
 
 
 def guidance_at(step: int, steps: int, scale: float, schedule: str) -> float:
-    """Eq. 4's t at one step: constant, or from 1 at the first step to `scale` at the last; a single step takes `scale`."""
+    """Eq. 4's t at step i in [0, T): constant, or linear from 1 at the first to `scale` at the last; `scale` if T = 1."""
     return scale if schedule == "constant" or steps == 1 else 1 + (scale - 1) * step / (steps - 1)
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:
-    """Eq. 4, t l_c - (t - 1) l_u: (2, R, K), with a class and without, -> (R, K). One pass (1, R, K) is returned as is."""
+    """Eq. 4 of the cq paper, t l_c - (t - 1) l_u: (2, R, K), conditional first, -> (R, K). (1, R, K) passes through."""
     return logits[0] if len(logits) == 1 else scale * logits[0] - (scale - 1) * logits[1]
 
 

@@ -32,8 +32,8 @@ class Attention(nn.Module):
         """(B, T, D) -> (B, T, D)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, A, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, A, T, d)
-        # under autocast the norms may answer in fp32, which attention kernels refuse beside bf16 values
-        q, k = self.norm_q(q).type_as(v), self.norm_k(k).type_as(v)  # 2 x (B, A, T, d)
+        # normalised in fp32 also under autocast, where the gains are fp32 and attention wants q and k as v is
+        q, k = self.norm_q(q.float()).type_as(v), self.norm_k(k.float()).type_as(v)  # 2 x (B, A, T, d)
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         projected: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
         return projected
@@ -61,7 +61,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         x = x + self.drop(self.attention(self.norm_attention(x)))  # (B, T, D)
-        return x + self.drop(self.mlp(self.norm_mlp(x)))  # (B, T, D)
+        out: Tensor = x + self.drop(self.mlp(self.norm_mlp(x)))  # (B, T, D)
+        return out
 
 
 class Transformer(nn.Module):

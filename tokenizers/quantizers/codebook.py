@@ -20,12 +20,13 @@ from vqbench.tokenizers.quantizers.layouts import from_vectors, to_vectors
 from vqbench.tokenizers.quantizers.nearest import nearest_code
 
 INITS = ("uniform", "normal", "samples")
+SAMPLE_NOISE = 0.3  # of init "samples", in deviations of the batch
 
 
 class StraightThrough(torch.autograd.Function):
     """The codes forward, bit for bit; backward, their gradient as the gradient of what was quantized.
 
-    The usual ``z + (q - z).detach()`` is not q in floating point, so that decoded ids would differ from what was trained.
+    The usual ``z + (q - z).detach()`` is not q in floating point: decoded ids would differ from what was trained.
     """
 
     @staticmethod
@@ -42,15 +43,15 @@ class StraightThrough(torch.autograd.Function):
 class VectorQuantizer(Quantizer):
     """Nearest code in Euclidean distance, on the raster or the channel layout of a :class:`~vqbench.specs.TokenSpec`.
 
-    Losses, unweighted, means over all elements: ``codebook`` = mean (sg[z] - e)^2 and ``commitment`` = mean (z - sg[e])^2.
+    Losses, unweighted, means over all elements: ``codebook`` = mean (sg[z] - e)^2, ``commitment`` = mean (z - sg[e])^2.
     (cq Eq. 3 prints z^q where z is meant: as printed both would be zero.) ``entropy`` is added in training mode where
     `entropy_temperature` is positive.
 
     Args:
         tokens: gives layout, grid, num_codes K and code_dim d.
         init: ``uniform`` on +-1/K (taming/modules/vqvae/quantize.py); ``normal`` with deviation d^-0.5 (SimVQ);
-            ``samples``: the vectors of the first batch seen in training mode, with a little noise (ours; where the paper
-            prints nothing, all codes then start among the encoder's outputs). Over several processes rank 0's are taken.
+            ``samples``: the vectors of the first batch seen in training mode, with a little noise (ours: all codes
+            start among the encoder's outputs). Over several processes rank 0's batch is taken.
         l2_normalize: vectors and codes are compared and looked up at length 1 (LlamaGen).
         entropy_temperature: of the soft assignment in the entropy term; 0 is off (MaskGIT's tokenizer: 0.01).
 
@@ -123,10 +124,11 @@ class VectorQuantizer(Quantizer):
         repeated vectors apart.
         """
         count = len(self.weight)
-        rows = torch.arange(count, device=z.device) * len(z) // count if count <= len(z) else torch.arange(count) % len(z)
+        index = torch.arange(count, device=z.device)
+        rows = index * len(z) // count if count <= len(z) else index % len(z)  # (K,)
         deviation = z.std(dim=0, correction=0)  # (d,)
         noise = self.weight * self.tokens.code_dim**0.5  # (K, d), deviation 1
-        self.weight.copy_(z[rows] + 0.1 * deviation * noise)
+        self.weight.copy_(z[rows] + SAMPLE_NOISE * deviation * noise)
         if dist.is_initialized():
             dist.broadcast(self.weight, 0)
         self.initialised.fill_(True)

@@ -2,14 +2,14 @@
 
 Letters: M vectors, K codes, d their length; m and k the rows and codes of one chunk.
 
-Scores ``|e|^2 - 2 z.e`` are compared in float32 first. Their rounding error is bounded (Higham, Accuracy and Stability of
-Numerical Algorithms, Sec. 3.1); where the margin is below the bound, the codes within it are compared again in float64.
+Scores ``|e|^2 - 2 z.e`` are compared in float32 first. Their rounding error is bounded (Higham, Accuracy and Stability
+of Numerical Algorithms, Sec. 3.1); where the margin is below the bound, the codes within it are compared in float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,7 +114,9 @@ def _nearest(vectors: Tensor, codes: _Codes, plan: _Plan) -> Tensor:
         best = torch.fmin(best, first)
         del scores
     doubt |= ~best.isfinite()
-    doubtful = (doubt & vectors.isfinite().all(1)).nonzero().squeeze(1)
+    finite = vectors.isfinite().all(1)  # (m,)
+    ids = torch.where(finite, ids, 0)
+    doubtful = (doubt & finite).nonzero().squeeze(1)
     for rows in doubtful.split(plan.rechecked):
         ids[rows] = _recheck(vectors[rows], z[rows], (best + bound)[rows], codes, plan)
     return ids
@@ -126,13 +128,14 @@ def _error_bound(z: Tensor, codes: _Codes) -> Tensor:
     A score is a sum of d products, each rounded, plus a squared norm: its error is below a(2|z||e| + |e|^2) with a of
     about (d + 4) unit roundoffs. Twice that for the rounding of the centring, and twice again for two scores.
     """
-    backend = torch.backends.cuda.matmul if z.is_cuda else torch.backends.mkldnn.matmul
+    backend: Any = torch.backends.cuda if z.is_cuda else torch.backends.mkldnn
     unit = torch.finfo(torch.float32).eps / 2
-    relative = 4 * ((z.shape[1] + 8) * unit + 2 * _INPUT_ERROR[backend.fp32_precision])
+    relative = 4 * ((z.shape[1] + 8) * unit + 2 * _INPUT_ERROR[backend.matmul.fp32_precision])
     longest, length = codes.longest, z.double().norm(dim=1)  # (), (m,)
     # numbers that underflow lose up to the smallest normal one, relative errors notwithstanding
     underflow = 8 * z.shape[1] * torch.finfo(torch.float32).tiny * (1 + longest + length)
-    return (relative * longest * (2 * length + longest) + underflow).float()
+    bound: Tensor = relative * longest * (2 * length + longest) + underflow  # (m,)
+    return bound.float()
 
 
 def _recheck(vectors: Tensor, z: Tensor, limit: Tensor, codes: _Codes, plan: _Plan) -> Tensor:

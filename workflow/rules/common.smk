@@ -1,4 +1,5 @@
 # What every rule uses: the resolved papers, and how a rule asks them for inputs, digests and resources.
+import functools
 import shlex
 import subprocess
 import sys
@@ -28,6 +29,7 @@ wildcard_constraints:
 def user_errors(function):
     """Print a user's mistake in one line instead of a traceback."""
 
+    @functools.wraps(function)
     def wrapped(*args, **kwargs):
         try:
             return function(*args, **kwargs)
@@ -47,7 +49,11 @@ def bench_of(root):
 @user_errors
 def key_of(kind, wc):
     """(kind, name) from a rule's wildcards, in the order in which the kind's name is written."""
-    parts = [getattr(wc, w) for w in ("pretrained", "tokenizer", "samples", "generator", "dataset", "split") if hasattr(wc, w)]
+    parts = [
+        getattr(wc, w)
+        for w in ("pretrained", "tokenizer", "samples", "generator", "dataset", "split")
+        if hasattr(wc, w)
+    ]
     return kind, "/".join(parts)
 
 
@@ -89,4 +95,7 @@ def settle_tables():
     """After a failure: a table that is no longer backed by finished runs becomes a partial one that says why."""
     for name in scales():
         if Path(scale_root(name)).is_dir():
-            subprocess.run([sys.executable, "-m", "vqbench.cli", "settle", "--scale", name], check=False)
+            subprocess.run(
+                [sys.executable, "-m", "vqbench.cli", "settle", "--scale", name],
+                check=False,
+            )

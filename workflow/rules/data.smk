@@ -1,12 +1,9 @@
 # Data sets are checked before anything trains on them; pretrained networks are checked, or trained where embedded.
 rule check_dataset:
-    output:
-        manifest="{root}/datasets/{dataset}/manifest.json",
     input:
         needs("dataset"),
-    params:
-        scale=scale,
-        digest=digest("dataset"),
+    output:
+        manifest="{root}/datasets/{dataset}/manifest.json",
     log:
         "{root}/logs/datasets/{dataset}.log",
     benchmark:
@@ -16,18 +13,18 @@ rule check_dataset:
         mem_mb=asks("dataset", "mem_mb"),
         runtime=asks("dataset", "runtime"),
         gpu=asks("dataset", "gpu"),
+    params:
+        scale=scale,
+        digest=digest("dataset"),
     shell:
         "{VQBENCH} check-dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule pretrained:
-    output:
-        manifest="{root}/pretrained/{pretrained}/manifest.json",
     input:
         needs("pretrained"),
-    params:
-        scale=scale,
-        digest=digest("pretrained"),
+    output:
+        manifest="{root}/pretrained/{pretrained}/manifest.json",
     log:
         "{root}/logs/pretrained/{pretrained}.log",
     benchmark:
@@ -37,5 +34,8 @@ rule pretrained:
         mem_mb=asks("pretrained", "mem_mb"),
         runtime=asks("pretrained", "runtime"),
         gpu=asks("pretrained", "gpu"),
+    params:
+        scale=scale,
+        digest=digest("pretrained"),
     shell:
         "{VQBENCH} pretrained {wildcards.pretrained:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"

@@ -1,12 +1,9 @@
 # Scores: features of the real sets once, then each run's metrics. Editing a metric re-runs these rules only.
 rule reference:
-    output:
-        manifest="{root}/references/{dataset}/{split}/manifest.json",
     input:
         needs("reference"),
-    params:
-        scale=scale,
-        digest=digest("reference"),
+    output:
+        manifest="{root}/references/{dataset}/{split}/manifest.json",
     log:
         "{root}/logs/references/{dataset}/{split}.log",
     benchmark:
@@ -16,18 +13,18 @@ rule reference:
         mem_mb=asks("reference", "mem_mb"),
         runtime=asks("reference", "runtime"),
         gpu=asks("reference", "gpu"),
+    params:
+        scale=scale,
+        digest=digest("reference"),
     shell:
         "{VQBENCH} reference {wildcards.dataset:q} --split {wildcards.split} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule score_tokenizer:
-    output:
-        manifest="{root}/scores/tokenizers/{tokenizer}/{dataset}/manifest.json",
     input:
         needs("tokenizer-scores"),
-    params:
-        scale=scale,
-        digest=digest("tokenizer-scores"),
+    output:
+        manifest="{root}/scores/tokenizers/{tokenizer}/{dataset}/manifest.json",
     log:
         "{root}/logs/scores/tokenizers/{tokenizer}/{dataset}.log",
     benchmark:
@@ -37,18 +34,18 @@ rule score_tokenizer:
         mem_mb=asks("tokenizer-scores", "mem_mb"),
         runtime=asks("tokenizer-scores", "runtime"),
         gpu=asks("tokenizer-scores", "gpu"),
+    params:
+        scale=scale,
+        digest=digest("tokenizer-scores"),
     shell:
         "{VQBENCH} evaluate {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule score_samples:
-    output:
-        manifest="{root}/scores/samples/{samples}/manifest.json",
     input:
         needs("sample-scores"),
-    params:
-        scale=scale,
-        digest=digest("sample-scores"),
+    output:
+        manifest="{root}/scores/samples/{samples}/manifest.json",
     log:
         "{root}/logs/scores/samples/{samples}.log",
     benchmark:
@@ -58,18 +55,18 @@ rule score_samples:
         mem_mb=asks("sample-scores", "mem_mb"),
         runtime=asks("sample-scores", "runtime"),
         gpu=asks("sample-scores", "gpu"),
+    params:
+        scale=scale,
+        digest=digest("sample-scores"),
     shell:
         "{VQBENCH} evaluate {wildcards.samples:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule probe:
-    output:
-        manifest="{root}/scores/probes/{tokenizer}/manifest.json",
     input:
         needs("probe"),
-    params:
-        scale=scale,
-        digest=digest("probe"),
+    output:
+        manifest="{root}/scores/probes/{tokenizer}/manifest.json",
     log:
         "{root}/logs/scores/probes/{tokenizer}.log",
     benchmark:
@@ -79,18 +76,18 @@ rule probe:
         mem_mb=asks("probe", "mem_mb"),
         runtime=asks("probe", "runtime"),
         gpu=asks("probe", "gpu"),
+    params:
+        scale=scale,
+        digest=digest("probe"),
     shell:
         "{VQBENCH} probe {wildcards.tokenizer:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule controls:
-    output:
-        manifest="{root}/scores/controls/{tokenizer}/manifest.json",
     input:
         needs("controls"),
-    params:
-        scale=scale,
-        digest=digest("controls"),
+    output:
+        manifest="{root}/scores/controls/{tokenizer}/manifest.json",
     log:
         "{root}/logs/scores/controls/{tokenizer}.log",
     benchmark:
@@ -100,5 +97,8 @@ rule controls:
         mem_mb=asks("controls", "mem_mb"),
         runtime=asks("controls", "runtime"),
         gpu=asks("controls", "gpu"),
+    params:
+        scale=scale,
+        digest=digest("controls"),
     shell:
         "{VQBENCH} controls {wildcards.tokenizer:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"

@@ -1,12 +1,9 @@
 # Generators: train one on tokens, sample from it in fixed blocks of image indices.
 rule train_generator:
-    output:
-        manifest="{root}/generators/{generator}/manifest.json",
     input:
         needs("generator"),
-    params:
-        scale=scale,
-        digest=digest("generator"),
+    output:
+        manifest="{root}/generators/{generator}/manifest.json",
     log:
         "{root}/logs/generators/{generator}.log",
     benchmark:
@@ -16,18 +13,18 @@ rule train_generator:
         mem_mb=asks("generator", "mem_mb"),
         runtime=asks("generator", "runtime"),
         gpu=asks("generator", "gpu"),
+    params:
+        scale=scale,
+        digest=digest("generator"),
     shell:
         "{VQBENCH} train-generator {wildcards.generator:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule sample:
-    output:
-        manifest="{root}/samples/{samples}/manifest.json",
     input:
         needs("samples"),
-    params:
-        scale=scale,
-        digest=digest("samples"),
+    output:
+        manifest="{root}/samples/{samples}/manifest.json",
     log:
         "{root}/logs/samples/{samples}.log",
     benchmark:
@@ -37,5 +34,8 @@ rule sample:
         mem_mb=asks("samples", "mem_mb"),
         runtime=asks("samples", "runtime"),
         gpu=asks("samples", "gpu"),
+    params:
+        scale=scale,
+        digest=digest("samples"),
     shell:
         "{VQBENCH} sample {wildcards.samples:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"

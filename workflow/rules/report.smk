@@ -14,7 +14,10 @@ def table_inputs(wc):
 
 def figure_inputs(wc):
     found = bench_of(wc.root)
-    return [found.manifest(k) for k in figure_keys(found, found.figures[f"{wc.paper}/{wc.figure}"])]
+    return [
+        found.manifest(k)
+        for k in figure_keys(found, found.figures[f"{wc.paper}/{wc.figure}"])
+    ]
 
 
 def scores_inputs(wc):
@@ -23,6 +26,9 @@ def scores_inputs(wc):
 
 
 rule table:
+    input:
+        scores=table_inputs,
+        printed=PRINTED,
     output:
         csv=report(
             "{root}/table{table}.csv",
@@ -32,12 +38,6 @@ rule table:
         ),
         md="{root}/table{table}.md",
         tex="{root}/table{table}.tex",
-    input:
-        scores=table_inputs,
-        printed=PRINTED,
-    params:
-        scale=scale,
-        digest=lambda wc: bench_of(wc.root).table_digest(table_of(wc)),
     log:
         "{root}/logs/tables/cq-{table}.log",
     benchmark:
@@ -45,6 +45,9 @@ rule table:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        scale=scale,
+        digest=lambda wc: bench_of(wc.root).table_digest(table_of(wc)),
     shell:
         "{VQBENCH} table cq/{wildcards.table} --scale {params.scale} 2> {log:q}"
 
@@ -66,6 +69,8 @@ use rule table as paper_table with:
 
 
 rule figure:
+    input:
+        figure_inputs,
     output:
         pdf="{root}/{paper}/figures/{figure}.pdf",
         png=report(
@@ -74,11 +79,6 @@ rule figure:
             category="Figures",
             labels={"paper": "{paper}", "figure": "{figure}"},
         ),
-    input:
-        figure_inputs,
-    params:
-        scale=scale,
-        digest=lambda wc: bench_of(wc.root).figure_digest(f"{wc.paper}/{wc.figure}"),
     log:
         "{root}/logs/figures/{paper}-{figure}.log",
     benchmark:
@@ -86,23 +86,27 @@ rule figure:
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        scale=scale,
+        digest=lambda wc: bench_of(wc.root).figure_digest(f"{wc.paper}/{wc.figure}"),
     shell:
         "{VQBENCH} figure {wildcards.paper}/{wildcards.figure} --scale {params.scale} 2> {log:q}"
 
 
 rule scores:
+    input:
+        scores_inputs,
     output:
         csv=report(
             "{root}/scores.csv",
             caption="../report/scores.rst",
             category="Scores",
-            labels={"paper": "all", "table": "every run x every metric", "format": "CSV"},
+            labels={
+                "paper": "all",
+                "table": "every run x every metric",
+                "format": "CSV",
+            },
         ),
-    input:
-        scores_inputs,
-    params:
-        scale=scale,
-        digest=lambda wc: bench_of(wc.root).scores_digest(),
     log:
         "{root}/logs/tables/scores.log",
     benchmark:
@@ -110,5 +114,8 @@ rule scores:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        scale=scale,
+        digest=lambda wc: bench_of(wc.root).scores_digest(),
     shell:
         "{VQBENCH} scores --scale {params.scale} 2> {log:q}"

@@ -1,9 +1,15 @@
 # Names that are not files: papers, runs by their id, figures, ablations, eval_only. All at `config["scale"]`.
-NAMED = bench_of(scale_root(config["scale"]) if config["scale"] in scales() else config["scale"])
+NAMED = bench_of(
+    scale_root(config["scale"]) if config["scale"] in scales() else config["scale"]
+)
 
 
 def tables_of(paper=None, ablation=False):
-    found = [t for t in NAMED.tables.values() if paper in (None, t.paper) and (t.ablation or not ablation)]
+    found = [
+        t
+        for t in NAMED.tables.values()
+        if paper in (None, t.paper) and (t.ablation or not ablation)
+    ]
     return [NAMED.table_path(t) for t in found]
 
 
@@ -22,7 +28,9 @@ def current_scores(wc):
     """Scores that can be made from finished, current runs without training anything; names the others."""
     ready, missing = NAMED.scorable(score_keys(NAMED), Path.cwd())
     for key, reason in missing.items():
-        print(f"vqbench: eval_only leaves out {'/'.join(key)}: {reason}", file=sys.stderr)
+        print(
+            f"vqbench: eval_only leaves out {'/'.join(key)}: {reason}", file=sys.stderr
+        )
     return [NAMED.manifest(k) for k in ready]
 
 
@@ -31,44 +39,48 @@ for name in NAMED.papers:
     rule:
         name:
             name
-        localrule: True
         input:
             tables_of(name),
             figures_of(name),
             f"{NAMED.root}/scores.csv",
+        localrule: True
 
 
-for kind, runs in (("tokenizer", NAMED.tokenizers), ("generator", NAMED.generators), ("samples", NAMED.samples)):
+for kind, runs in (
+    ("tokenizer", NAMED.tokenizers),
+    ("generator", NAMED.generators),
+    ("samples", NAMED.samples),
+):
     for run_id in runs:
 
         rule:
             name:
                 run_id
-            localrule: True
             input:
                 NAMED.manifest((kind, run_id)),
                 [NAMED.manifest(k) for k in NAMED.own_scores(kind, run_id)],
+            localrule: True
 
 
 rule figures:
-    localrule: True
     input:
         figures_of(),
+    localrule: True
 
 
 rule ablations:
-    localrule: True
     input:
         tables_of(ablation=True),
+    localrule: True
 
 
 rule eval_only:
-    localrule: True
     input:
         current_scores,
-    params:
-        command=f"{VQBENCH} settle --scale {NAMED.scale} --write",
     log:
         f"{NAMED.root}/logs/eval_only.log",
+    localrule: True
+    params:
+        command=f"{VQBENCH} settle --scale {NAMED.scale} --write",
     shell:
         "{params.command} 2> {log:q}"

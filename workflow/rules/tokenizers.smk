@@ -1,12 +1,9 @@
 # Tokenizers: train one, write its ids once, decode its validation ids.
 rule train_tokenizer:
-    output:
-        manifest="{root}/tokenizers/{tokenizer}/manifest.json",
     input:
         needs("tokenizer"),
-    params:
-        scale=scale,
-        digest=digest("tokenizer"),
+    output:
+        manifest="{root}/tokenizers/{tokenizer}/manifest.json",
     log:
         "{root}/logs/tokenizers/{tokenizer}.log",
     benchmark:
@@ -16,18 +13,18 @@ rule train_tokenizer:
         mem_mb=asks("tokenizer", "mem_mb"),
         runtime=asks("tokenizer", "runtime"),
         gpu=asks("tokenizer", "gpu"),
+    params:
+        scale=scale,
+        digest=digest("tokenizer"),
     shell:
         "{VQBENCH} train-tokenizer {wildcards.tokenizer:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule tokenize:
-    output:
-        manifest="{root}/tokens/{tokenizer}/{dataset}/{split}/manifest.json",
     input:
         needs("tokens"),
-    params:
-        scale=scale,
-        digest=digest("tokens"),
+    output:
+        manifest="{root}/tokens/{tokenizer}/{dataset}/{split}/manifest.json",
     log:
         "{root}/logs/tokens/{tokenizer}/{dataset}/{split}.log",
     benchmark:
@@ -37,18 +34,18 @@ rule tokenize:
         mem_mb=asks("tokens", "mem_mb"),
         runtime=asks("tokens", "runtime"),
         gpu=asks("tokens", "gpu"),
+    params:
+        scale=scale,
+        digest=digest("tokens"),
     shell:
         "{VQBENCH} tokenize {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --split {wildcards.split} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule reconstruct:
-    output:
-        manifest="{root}/reconstructions/{tokenizer}/{dataset}/manifest.json",
     input:
         needs("reconstruction"),
-    params:
-        scale=scale,
-        digest=digest("reconstruction"),
+    output:
+        manifest="{root}/reconstructions/{tokenizer}/{dataset}/manifest.json",
     log:
         "{root}/logs/reconstructions/{tokenizer}/{dataset}.log",
     benchmark:
@@ -58,5 +55,8 @@ rule reconstruct:
         mem_mb=asks("reconstruction", "mem_mb"),
         runtime=asks("reconstruction", "runtime"),
         gpu=asks("reconstruction", "gpu"),
+    params:
+        scale=scale,
+        digest=digest("reconstruction"),
     shell:
         "{VQBENCH} reconstruct {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"

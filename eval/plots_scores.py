@@ -1,0 +1,126 @@
+"""Figure kind ``usage-and-rfid``: both against token dimension and codebook size (cq Fig. 1)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqbench.eval.cells import open_scores
+from vqbench.eval.figure_inputs import figure_runs
+from vqbench.eval.figure_style import MARKERS, PALETTE, new_figure, say, size_ticks
+from vqbench.eval.printed import printed_table
+from vqbench.eval.protocols import metric_name
+from vqbench.papers import Bench, Figure
+
+METRICS = ("usage", "rfid")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One tokenizer: its series, sizes, and the measured and printed values of :data:`METRICS` that there are."""
+
+    series: str
+    code_dim: int
+    num_codes: int
+    measured: dict[str, float]
+    printed: dict[str, float]
+
+
+def open_points(bench: Bench, figure: Figure, base: Path) -> tuple[list[Point], str]:
+    """All runs of the figure, and rFID's real name under the protocol.
+
+    Raises:
+        ArtifactError, StaleSpec: scores are missing or out of date.
+    """
+    figure_runs(bench, figure)
+    points = []
+    for group, runs in figure.runs.items():
+        for run in runs:
+            spec = bench.tokenizers[run]
+            scores = open_scores(bench, ("tokenizer-scores", f"{run}/{spec.dataset}"), base)
+            found = {name: scores.metric(name)[1] for name in METRICS}
+            measured = {
+                name: float(entry["value"]) for name, entry in found.items() if entry and entry["value"] is not None
+            }
+            series = f"{spec.family}, {spec.tokens.layout}" if group == "tokenizers" else group
+            printed = printed_values(bench, figure, run)
+            points.append(Point(series, spec.tokens.code_dim, spec.tokens.num_codes, measured, printed))
+    return points, metric_name("rfid", bench.protocol).replace("rfid", "rFID ").rstrip()
+
+
+def printed_values(bench: Bench, figure: Figure, run: str) -> dict[str, float]:
+    """What the figure's tables print for a run; only at paper scale, where it is the same quantity."""
+    found: dict[str, float] = {}
+    if bench.scale != "paper":
+        return found
+    for table in (bench.tables[f"{figure.paper}/{name}"] for name in figure.tables):
+        for row in (r for r in table.rows if r.run.get("tokenizer") == run):
+            for column, source in table.columns.items():
+                text = printed_table(table).value(row.label, column).rstrip("%")
+                if source.get("metric") in METRICS and "on" not in source and text.replace(".", "", 1).isdigit():
+                    found[source["metric"]] = float(text)
+    return found
+
+
+def plot_points(opened: tuple[list[Point], str]) -> Any:
+    """Two by two panels: usage above, rFID below; token dimension at the left, codebook size at the right."""
+    points, rfid = opened
+    figure = new_figure(height=4.2)
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
+    common = Counter(p.num_codes for p in points).most_common(1)[0][0]
+    groups = _grown(points)
+    for row, metric in enumerate(METRICS):
+        _panel(axes[row][0], [p for p in points if p.num_codes == common], points, metric, "code_dim")
+        _panel(axes[row][1], groups, points, metric, "num_codes")
+    axes[0][0].set(ylabel="codebook usage (%)", ylim=(0, 108), title=f"codebook size {common}")
+    axes[0][1].set_title(
+        "token dimension " + (", ".join(str(d) for d in sorted({p.code_dim for p in groups})) or "fixed")
+    )
+    axes[1][0].set(ylabel=rfid, xlabel="token dimension", ylim=(0, None))
+    axes[1][1].set(xlabel="codebook size K")
+    handles = {
+        label: line for panel in axes.flat for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _grown(points: list[Point]) -> list[Point]:
+    """The runs of each series that differ in codebook size alone; a series with one size has no curve to show."""
+    kept = []
+    for series in dict.fromkeys(p.series for p in points):
+        dims = Counter(p.code_dim for p in points if p.series == series)
+        same = [p for p in points if p.series == series and p.code_dim == dims.most_common(1)[0][0]]
+        kept += same if len({p.num_codes for p in same}) > 1 else []
+    return kept
+
+
+def _panel(axes: Any, shown: list[Point], every: list[Point], metric: str, size: str) -> None:
+    order = list(dict.fromkeys(p.series for p in every))
+    with_value = [p for p in shown if metric in p.measured]
+    if not with_value:
+        say(axes, "not measured")
+        return
+    for series in dict.fromkeys(p.series for p in with_value):
+        colour, marker = PALETTE[order.index(series) % len(PALETTE)], MARKERS[order.index(series) % len(MARKERS)]
+        line = sorted((getattr(p, size), p.measured[metric]) for p in with_value if p.series == series)
+        axes.plot(*zip(*line, strict=True), color=colour, marker=marker, label=series, clip_on=False, zorder=3)
+        cited = sorted(
+            (getattr(p, size), p.printed[metric]) for p in shown if p.series == series and metric in p.printed
+        )
+        if cited:
+            axes.plot(
+                *zip(*cited, strict=True),
+                color=colour,
+                marker=marker,
+                mfc="white",
+                ls=":",
+                clip_on=False,
+                zorder=3,
+                label=f"{series}, printed",
+            )
+    size_ticks(axes, sorted({getattr(p, size) for p in with_value}))
+    axes.tick_params(labelbottom=True)

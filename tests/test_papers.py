@@ -1,0 +1,160 @@
+"""The papers as data: run counts, where every value comes from, what a scale may change."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import yaml
+from helpers import ROOT
+
+from vqbench.papers import Bench, bench, scale_of, score_keys
+from vqbench.rooms import families
+
+PAPER, DEMO = bench("paper"), bench("demo")
+
+
+def count(found: Bench, tables: list[str]) -> Counter[str]:
+    keys = [k for t in tables for k in found.table_keys(found.tables[t])]
+    return Counter(kind for kind, _ in found.with_upstream(keys))
+
+
+@pytest.mark.parametrize("found", [PAPER, DEMO], ids=["paper", "demo"])
+def test_table_2_needs_2_tokenizers_4_generators_7_sample_sets(found: Bench) -> None:
+    kinds = count(found, ["cq/2"])
+    assert (kinds["tokenizer"], kinds["generator"], kinds["samples"]) == (2, 4, 7)
+
+
+def test_the_whole_paper_is_13_tokenizers_7_generators_14_sample_sets() -> None:
+    kinds = count(PAPER, [t for t in PAPER.tables if t.startswith("cq/")])
+    assert (kinds["tokenizer"], kinds["generator"], kinds["samples"]) == (13, 7, 14)
+    specs = [s for n, s in PAPER.tokenizers.items() if n.startswith("cq-")]
+    found = sorted((s.resolution, s.tokens.num_codes, s.tokens.num_tokens) for s in specs)
+    assert found == [(256, 1024, 256), (256, 16384, 256), (256, 16384, 512), (256, 65536, 256), (256, 131072, 256),
+                     (512, 16384, 256)]  # fmt: skip
+    assert all(s.tokens.code_dim == s.tokens.grid**2 and s.downsample == 16 for s in specs)
+
+
+def test_a_scale_changes_sizes_not_the_shape() -> None:
+    def shape(found: Bench) -> set[tuple[str, str]]:
+        keys = [k for t in found.tables.values() for k in found.table_keys(t)]
+        runs = ("tokenizer", "generator", "samples", "sample-scores")
+        return {k for k in found.with_upstream(keys) if k[0] in runs}
+
+    assert shape(PAPER) == shape(DEMO)
+
+
+def test_demo_codes_keep_64_dimensions() -> None:
+    assert all(s.tokens.code_dim >= 64 for s in DEMO.tokenizers.values() if s.tokens.layout == "channel")
+
+
+@pytest.mark.parametrize("name", DEMO.tokenizers)
+def test_every_term_of_a_recipe_is_active_for_the_last_third_of_the_demo(name: str) -> None:
+    adversary = DEMO.tokenizers[name].training.discriminator
+    printed = PAPER.tokenizers[name].training
+    training = DEMO.tokenizers[name].training
+    assert adversary is not None and adversary.start_step <= training.steps * 2 / 3
+    assert set(training.weights) == set(printed.weights)
+    assert bool(training.ema_decay) == bool(printed.ema_decay)
+    assert printed.discriminator is not None
+    assert bool(adversary.lecam_weight) == bool(printed.discriminator.lecam_weight)
+    assert adversary.adaptive == printed.discriminator.adaptive and adversary.name == printed.discriminator.name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflow" / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_value_says_where_it_comes_from(path: object) -> None:
+    from pathlib import Path
+
+    source = re.compile(r"#.*(ours|Sec\.|Eq\.|\.py|\.yaml|github|[\w-]+/[\w-]+|as above|MaskGIT|the paper prints)")
+    for number, line in enumerate(Path(str(path)).read_text().splitlines(), 1):
+        if re.match(r"\s+[\w_]+:\s*\S", line) and not line.lstrip().startswith(("#", "base:")):
+            value = line.split(":", 1)[1].split("#")[0].strip()
+            assert not value or source.search(line), f"{path}:{number}: {line}"
+
+
+def test_every_printed_cell_of_cq_has_its_table_and_column() -> None:
+    with (ROOT / "workflow" / "papers" / "reported.csv").open() as file:
+        cells = [row for row in csv.DictReader(file) if row["paper"] == "cq"]
+    assert len(cells) > 250
+    for cell in cells:
+        table = PAPER.tables[f"cq/{cell['table']}"]
+        assert cell["col"] in table.columns, f"Table {cell['table']} has no column {cell['col']}"
+    for table in PAPER.tables.values():
+        printed = {c["row"] for c in cells if c["table"] == table.id}
+        assert {row.label for row in table.rows} <= printed
+
+
+def test_a_path_decides_its_scale() -> None:
+    assert scale_of("results/table2.csv") == "paper"
+    assert scale_of("results/cq/figures/fig4.pdf") == "paper"
+    assert scale_of("results/demo/table2.csv") == "demo"
+    assert scale_of("results/demo/cq/figures/fig4.pdf") == "demo"
+
+
+def test_reading_the_papers_needs_neither_torch_nor_pandas() -> None:
+    code = (
+        "import sys; from vqbench.papers import bench, score_keys; from vqbench.eval.figure_inputs import figure_keys\n"
+        "b = bench('paper'); [b.digest(k) for k in b.with_upstream(score_keys(b))]\n"
+        "[figure_keys(b, f) for f in b.figures.values()]\n"
+        "print([m for m in ('torch', 'pandas', 'matplotlib', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+ROOM = re.compile(r"vqbench\.(tokenizers|generators|eval)\b")
+
+
+@pytest.mark.parametrize(
+    ("folder", "forbidden"),
+    [("vqbench", {"tokenizers", "generators", "eval"}), ("tokenizers", {"generators", "eval"}), ("generators", {"eval"})],
+)
+def test_imports_flow_one_way(folder: str, forbidden: set[str]) -> None:
+    """data -> tokenizers -> generators -> eval. The library imports no room when it is loaded; verbs do when called."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        if folder == "vqbench" and path.relative_to(ROOT / folder).parts[0] in {"tokenizers", "generators", "eval"}:
+            continue
+        for node in ast.parse(path.read_text()).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            rooms = {m.group(1) for n in names if (m := ROOM.match(n))}
+            assert not rooms & forbidden, f"{path} imports {rooms & forbidden}"
+
+
+def test_rooms_do_not_shadow_libraries() -> None:
+    for room in ("tokenizers", "generators", "eval"):
+        assert not (ROOT / room / "__init__.py").exists()
+        assert not {p.stem for p in (ROOT / room).glob("*.py")} & set(sys.stdlib_module_names)
+
+
+def test_families_are_found_by_file() -> None:
+    assert families("tokenizers") == ["channel", "vq"]
+    assert families("generators") == ["maskgit"]
+
+
+def test_environment_yml_is_python_pip_and_the_lock() -> None:
+    found = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, inner = found["dependencies"]
+    assert python.startswith("python=3.1") and pip == "pip" and inner == {"pip": ["-r requirements.lock"]}
+
+
+def test_the_lock_pins_with_hashes_and_names_no_index() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    pins = re.findall(r"^([a-z0-9._-]+)==\S+", text, flags=re.M)
+    for name in ("torch", "torchvision", "torch-fidelity", "clean-fid", "lpips", "scikit-image", "pandas", "snakemake",
+                 "open-clip-torch", "matplotlib"):  # fmt: skip
+        assert name in pins
+    assert "://" not in text and "index" not in text
+    assert text.count("--hash=sha256:") >= len(pins)
+
+
+def test_every_run_has_its_scores() -> None:
+    names = {name for kind, name in score_keys(PAPER) if kind == "sample-scores"}
+    assert names == set(PAPER.samples)
+    probed = {name for kind, name in score_keys(PAPER) if kind == "probe"}
+    assert probed == set(PAPER.tokenizers)

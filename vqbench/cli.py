@@ -1,0 +1,262 @@
+"""``vqbench VERB``: each step of the DAG run by hand, and what helps around it (list, plan, doctor, accept).
+
+Snakemake's rules call these verbs, so a step by hand and a step in the DAG are the same code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vqbench import __version__
+from vqbench.errors import SpecError, UserError, nearest
+from vqbench.papers import Key, bench, scales
+
+Verb = Callable[[argparse.Namespace], None]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. A user's mistake ends with one message and exit status 2, a failed run with 1; no traceback."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except SpecError as error:
+        _stop(str(error), 2)
+    except UserError as error:
+        _stop(str(error), 1)
+    except MemoryError:
+        _stop("out of memory; give the job more, or lower micro_batch or block in its spec", 1)
+    except OSError as error:
+        _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def _stop(message: str, status: int) -> None:
+    print(f"vqbench: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vqbench", description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for add in (_add_reading, _add_steps, _add_products):
+        add(verbs)
+    return parser
+
+
+def _verb(verbs: argparse._SubParsersAction, name: str, run: Verb, text: str, example: str) -> argparse.ArgumentParser:  # type: ignore[type-arg]
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=text, description=text, epilog=f"example:\n  vqbench {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _scaled(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--scale", default="paper", help=f"one of {', '.join(scales())} (default: paper)")
+    return parser
+
+
+# ---- verbs that read ---------------------------------------------------------------------------------------------
+
+
+def _add_reading(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    listing = _verb(
+        verbs, "list", _list, "What can be run: papers, runs, tables, figures.", "list tokenizers --scale demo"
+    )
+    listing.add_argument(
+        "what", nargs="?", default="all", help="all (default), tokenizers, generators, samples, tables, figures"
+    )
+    _scaled(listing)
+    plan = _verb(verbs, "plan", _plan, "The runs that a target needs, what is done, and what the rest costs.",
+                 "plan results/table2.csv")  # fmt: skip
+    plan.add_argument("target", help="a table's or figure's path, a paper, or a run's id")
+    plan.add_argument("--tflops", type=float, default=150.0, help="sustained TFLOP/s of one GPU (assumed: 150)")
+    _scaled(plan)
+    doctor = _verb(
+        verbs, "doctor", _doctor, "What this machine lacks for a target, with the mend.", "doctor results/table2.csv"
+    )
+    doctor.add_argument("target", nargs="?", help="a table's or figure's path, a paper, or a run's id")
+    doctor.add_argument("--dataset", help="decode every image of one data set and name what is broken")
+    _scaled(doctor)
+
+
+def _list(args: argparse.Namespace) -> None:
+    from vqbench.plan import listing
+
+    print(listing(bench(args.scale), args.what))
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from vqbench.plan import plan
+
+    found, keys = _target(args)
+    print(plan(found, keys, Path.cwd(), args.tflops))
+
+
+def _target(args: argparse.Namespace) -> tuple[object, list[Key]]:
+    from vqbench.plan import target_keys
+
+    return target_keys(args.target, args.scale)
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from vqbench.doctor import examine, examine_dataset
+
+    if not args.target and not args.dataset:
+        raise SpecError("doctor needs a target (e.g. results/table2.csv) or --dataset NAME")
+    if args.dataset:
+        print(examine_dataset(bench(args.scale), args.dataset))
+    if args.target:
+        report, healthy = examine(*_target(args), Path.cwd())  # type: ignore[arg-type]
+        print(report)
+        if not healthy:
+            sys.exit(1)
+
+
+# ---- verbs that do one step ----------------------------------------------------------------------------------------
+
+
+def _add_steps(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    steps = [
+        ("check-dataset", "dataset", "dataset", "Decode a data set once and write its index.", "check-dataset photos --scale demo"),
+        ("pretrained", "pretrained", "network", "Check real weights, or train the embedded network.",
+         "pretrained photo-classifier --scale demo"),
+        ("train-tokenizer", "tokenizer", "tokenizer", "Train a tokenizer.", "train-tokenizer cq-k16384 --scale demo"),
+        ("train-generator", "generator", "generator", "Train a generator on a tokenizer's tokens.",
+         "train-generator cq-b-k16384 --scale demo"),
+        ("sample", "samples", "samples", "Sample images from a generator.", "sample cq-b-k16384-s10 --scale demo"),
+        ("probe", "probe", "tokenizer", "Linear probing of a frozen tokenizer.", "probe cq-k16384 --scale demo"),
+        ("controls", "controls", "tokenizer", "Score controls: real, identity, random codes.", "controls cq-k16384 --scale demo"),
+    ]  # fmt: skip
+    for verb, kind, name, text, example in steps:
+        _step(verbs, verb, text, example, name, lambda a, kind=kind: (kind, a.name))
+    encode = _step(verbs, "tokenize", "Write a tokenizer's ids of one split.",
+                   "tokenize cq-k16384 --split train --scale demo", "tokenizer",
+                   lambda a: ("tokens", f"{a.name}/{_dataset(a)}/{a.split}"), dataset=True)  # fmt: skip
+    encode.add_argument("--split", choices=["train", "validation"], default="train")
+    _step(verbs, "reconstruct", "Decode a tokenizer's ids of the validation images.", "reconstruct cq-k16384 --scale demo",
+          "tokenizer", lambda a: ("reconstruction", f"{a.name}/{_dataset(a)}"), dataset=True)  # fmt: skip
+    _step(verbs, "evaluate", "Score a tokenizer's reconstructions or a sample set.", "evaluate cq-k16384 --scale demo",
+          "run", _evaluated, dataset=True)  # fmt: skip
+    real = _step(verbs, "reference", "The judge's features of a real split.", "reference photos --split train --scale demo",
+                 "dataset", lambda a: ("reference", f"{a.name}/{a.split}"))  # fmt: skip
+    real.add_argument("--split", choices=["train", "validation"], default="validation")
+
+
+def _step(verbs: argparse._SubParsersAction, verb: str, text: str, example: str, name: str,  # type: ignore[type-arg]
+          key: Callable[[argparse.Namespace], Key], dataset: bool = False) -> argparse.ArgumentParser:  # fmt: skip
+    parser = _scaled(_verb(verbs, verb, lambda args: _run_step(args, key), text, example))
+    parser.add_argument("name", metavar=name.upper(), help=f"the {name}'s id")
+    parser.add_argument("--expect", help="digest at submission; the job refuses to run under another one")
+    if dataset:
+        parser.add_argument("--dataset", help="data set (default: the tokenizer's own)")
+    return parser
+
+
+def _run_step(args: argparse.Namespace, key: Callable[[argparse.Namespace], Key]) -> None:
+    from vqbench.steps import run_step
+
+    kind, name = key(args)
+    print(run_step(kind, name, args.scale, args.expect))
+
+
+def _dataset(args: argparse.Namespace) -> str:
+    found = bench(args.scale)
+    if args.name not in found.tokenizers:
+        raise SpecError(f"unknown tokenizer '{args.name}'; {nearest(args.name, found.tokenizers)}")
+    return str(args.dataset or found.tokenizers[args.name].dataset)
+
+
+def _evaluated(args: argparse.Namespace) -> Key:
+    found = bench(args.scale)
+    if args.name in found.samples:
+        return "sample-scores", args.name
+    if args.name not in found.tokenizers:
+        known = [*found.samples, *found.tokenizers]
+        raise SpecError(f"no sample set or tokenizer '{args.name}'; {nearest(args.name, known)}")
+    return "tokenizer-scores", f"{args.name}/{_dataset(args)}"
+
+
+# ---- verbs that write what people read --------------------------------------------------------------------------------
+
+
+def _add_products(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    table = _verb(verbs, "table", _table, "Write a table as CSV, Markdown and LaTeX.", "table cq/6b --scale demo")
+    table.add_argument("name", metavar="PAPER/TABLE")
+    figure = _verb(verbs, "figure", _figure, "Draw a figure as PDF and PNG.", "figure cq/fig1 --scale demo")
+    figure.add_argument("name", metavar="PAPER/FIGURE")
+    scores = _verb(verbs, "scores", _scores, "Write scores.csv: every run x every metric.", "scores --scale demo")
+    settle = _verb(verbs, "settle", _settle, "Replace tables that are no longer backed by finished runs by partial ones.",
+                   "settle --scale demo")  # fmt: skip
+    settle.add_argument("--write", action="store_true", help="also write every table that can be written in full")
+    accept = _verb(verbs, "accept", _accept, "Record that a finished run stays valid under changed code or spec.",
+                   "accept tokenizer/cq-k16384 --scale demo --reason 'renamed a variable'")  # fmt: skip
+    accept.add_argument("name", metavar="KIND/NAME")
+    accept.add_argument("--reason", required=True, help="why the change cannot reach its numbers; shown in tables")
+    for parser in (table, figure, scores, settle, accept):
+        _scaled(parser)
+    fetch = _verb(verbs, "fetch-weights", _fetch, "Download pretrained weights and check their digest.",
+                  "fetch-weights inception-2015-12-05")  # fmt: skip
+    fetch.add_argument("name", metavar="NETWORK")
+
+
+def _table(args: argparse.Namespace) -> None:
+    from vqbench.eval.tables import write_table
+
+    found = bench(args.scale)
+    if args.name not in found.tables:
+        raise SpecError(f"no table '{args.name}'; {nearest(args.name, found.tables)}")
+    write_table(found, found.tables[args.name], Path.cwd())
+    print(found.table_path(found.tables[args.name]))
+
+
+def _figure(args: argparse.Namespace) -> None:
+    from vqbench.eval.figures import draw
+
+    found = bench(args.scale)
+    if args.name not in found.figures:
+        raise SpecError(f"no figure '{args.name}'; {nearest(args.name, found.figures)}")
+    draw(found, found.figures[args.name], Path.cwd())
+    print(found.figure_path(found.figures[args.name]))
+
+
+def _scores(args: argparse.Namespace) -> None:
+    from vqbench.eval.scoreboard import write_scores
+    from vqbench.papers import score_keys
+
+    found = bench(args.scale)
+    write_scores(found, Path.cwd(), score_keys(found))
+    print(f"{found.root}/scores.csv")
+
+
+def _settle(args: argparse.Namespace) -> None:
+    from vqbench.eval.tables import check_tables, write_table
+
+    found = bench(args.scale)
+    check_tables(found, Path.cwd())
+    for table in found.tables.values() if args.write else ():
+        if all(found.is_current(k, Path.cwd()) for k in found.table_keys(table)):
+            write_table(found, table, Path.cwd())
+
+
+def _accept(args: argparse.Namespace) -> None:
+    from vqbench.steps import accept
+
+    kind, _, name = args.name.partition("/")
+    print(accept((kind, name), args.scale, args.reason))
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    from vqbench.weights import fetch
+
+    print(fetch(bench("paper"), args.name))
+
+
+if __name__ == "__main__":
+    main()

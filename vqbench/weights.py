@@ -1,0 +1,102 @@
+"""Real pretrained weights: where the libraries look for them, how they are checked, how they are fetched.
+
+Split from :mod:`vqbench.pretrained` so that ``doctor`` and ``fetch-weights`` need no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vqbench.artifacts import sha256_file
+from vqbench.errors import MissingWeights, SpecError, nearest
+from vqbench.progress import Progress
+from vqbench.specs import PretrainedSpec
+
+if TYPE_CHECKING:
+    from vqbench.papers import Bench
+
+LARGEST = 2 << 30  # bytes; a download that grows beyond is refused
+
+
+def hub_folder() -> Path:
+    """Where torch.hub, and with it torch-fidelity and torchvision, keep weights."""
+    home = os.environ.get("TORCH_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch")
+    return Path(home).expanduser() / "hub" / "checkpoints"
+
+
+def locate(spec: PretrainedSpec) -> Path:
+    """The weights file, in torch's hub cache.
+
+    Raises:
+        MissingWeights: not there; says what to fetch and where it goes.
+    """
+    path = hub_folder() / str(spec.filename)
+    if not path.is_file():
+        raise MissingWeights(
+            f"weights '{spec.filename}' are not in {path.parent}: fetch {spec.url} there "
+            f"(vqbench fetch-weights does), its SHA-256 starts with {spec.sha256_prefix}"
+        )
+    return path
+
+
+def check_weights(spec: PretrainedSpec, path: Path) -> str:
+    """SHA-256 of a weights file.
+
+    Raises:
+        MissingWeights: it does not start with the published prefix (another file, or a damaged one).
+    """
+    digest = sha256_file(path)
+    if spec.sha256_prefix and not digest.startswith(spec.sha256_prefix):
+        raise MissingWeights(
+            f"{path} has SHA-256 {digest[:16]}..., expected {spec.sha256_prefix}...: remove it and fetch {spec.url} again"
+        )
+    return digest
+
+
+def fetch(bench: Bench, name: str) -> Path:
+    """Download a network's weights over https to torch's hub cache, checked before they get their name.
+
+    Raises:
+        SpecError: unknown network, or one that is not downloaded.
+        MissingWeights: the download failed, is too large, or has another digest.
+    """
+    known = {k: v for k, v in bench.pretrained.items() if v.url}
+    if name not in known:
+        raise SpecError(f"no downloadable network '{name}'; {nearest(name, known)}")
+    spec, target = known[name], hub_folder() / str(known[name].filename)
+    if target.is_file():
+        check_weights(spec, target)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        _download(str(spec.url), Path(temporary))
+        check_weights(spec, Path(temporary))
+        Path(temporary).replace(target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return target
+
+
+def _download(url: str, path: Path) -> None:
+    if not url.startswith("https://"):
+        raise MissingWeights(f"{url} is not https; it is not fetched")
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer, path.open("wb") as file:
+            total = int(answer.headers.get("Content-Length") or 0)
+            progress = Progress(total, path.name, "B")
+            while chunk := answer.read(1 << 20):
+                file.write(chunk)
+                progress.update(len(chunk))
+                if progress.done > LARGEST:
+                    raise MissingWeights(f"{url} is larger than {LARGEST >> 30} GiB; it is not what it should be")
+    except (urllib.error.URLError, TimeoutError, OSError) as error:
+        raise MissingWeights(
+            f"could not fetch {url}: {error}; fetch it elsewhere and copy it to {path.parent}"
+        ) from None
