@@ -7,6 +7,7 @@ workflow/scales/<scale>.yaml; the shape of the DAG is the papers' alone.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -119,7 +120,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         SpecError: missing file, broken YAML, or no mapping at its top.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise SpecError(f"{path.name}: there is no such file in {path.parent.name}/") from None
     except yaml.YAMLError as error:
@@ -129,8 +130,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _loader() -> Any:
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe YAML in which only true and false are booleans: YAML 1.1 would read the key ``on`` as True."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:bool"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false)$"), list("tf"))
 
 
 class Bench:

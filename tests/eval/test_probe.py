@@ -56,6 +56,13 @@ def test_probe_is_seeded_and_leaves_the_global_generator_out_of_it() -> None:
     assert any(not torch.equal(first[k], other[k]) for k in first)
 
 
+def test_probe_is_one_linear_layer_on_standardised_features() -> None:
+    """No affine batch norm, and running statistics: a score does not depend on the batch it is taken in."""
+    model, test = fit(blobs(0, 200, 1.0), 4, RECIPE, CPU, "probe"), blobs(1, 60, 1.0)
+    assert sum(p.numel() for p in model.parameters()) == 8 * 4 + 4
+    assert accuracy(model, test, 1, CPU) == accuracy(model, test, 60, CPU)
+
+
 def test_features_that_are_not_finite_stop_the_probe() -> None:
     train = blobs(0, 100, 1.0)
     train.features[3, 2] = np.inf

@@ -16,6 +16,7 @@ from vqbench.errors import ArtifactError, SpecError
 from vqbench.eval.facts import count_text, value_text
 from vqbench.eval.printed import printed_table, reported
 from vqbench.eval.scoreboard import write_scores
+from vqbench.eval.table_formats import to_markdown
 from vqbench.eval.tables import build_table, check_tables, write_table
 from vqbench.papers import Bench
 
@@ -189,6 +190,12 @@ def test_markdown_and_latex_hold_every_row_and_what_the_scale_replaced(
     assert "](scores/tokenizers/llamagen-d8/photos/manifest.json)" in markdown
     assert (whole.parent / "scores/tokenizers/llamagen-d8/photos/manifest.json").is_file()
     assert r"97.0\%" in latex and r"num\_codes 16384 $\to$ 64" in latex and latex.count("{") == latex.count("}")
+
+
+def test_a_printed_pipe_does_not_split_a_markdown_cell(bench: Bench, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"row": ["A | B"], "manifest": [""], "scale": [""]})
+    last = to_markdown(frame, bench.tables["cq/1"], "", tmp_path, tmp_path).splitlines()[-1]
+    assert r"A \| B" in last
 
 
 def test_rows_added_by_a_run_come_last_without_a_printed_value(

@@ -140,7 +140,8 @@ class StyleGAN2Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, 1), float32 under autocast too."""
-        with torch.autocast(images.device.type, enabled=False):
+        # On the meta device (FLOPs are counted there) autocast has nothing to disable and no dtype of its own.
+        with torch.autocast("cpu" if images.is_meta else images.device.type, enabled=False):
             h = _lrelu(self.from_rgb(images.float()))  # (B, C_first, H, W)
             h = self.minibatch_std(self.blocks(h))  # (B, C_last + 1, 4, 4)
             h = _lrelu(self.conv(h)).flatten(1)  # (B, C_last * 16)

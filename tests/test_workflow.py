@@ -1,0 +1,276 @@
+"""The workflow, really run at a tiny scale and by dry-run: what an edit reaches, what a fault leaves, what a name means."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import copy_clone, snakemake, vqbench
+
+TARGETS = ["results/tiny/table6b.csv", "cq-b-k16384-s10", "results/tiny/cq/figures/fig4.pdf"]
+TINY = ("--config", "scale=tiny")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which Table 6b, one sample set and one figure were made at the tiny scale."""
+    folder = copy_clone(tmp_path_factory.mktemp("ran") / "clone")
+    done = snakemake(folder, *TARGETS, *TINY, "--show-failed-logs")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return folder
+
+
+@pytest.fixture
+def edited(ran: Path) -> Iterator[Path]:
+    """The same clone; every tracked file that a test edits is put back."""
+    watched = [p for p in ran.rglob("*") if p.suffix in {".py", ".yaml", ".smk"} and "results" not in p.parts and not p.is_symlink()]
+    before = {p: p.read_bytes() for p in watched}
+    yield ran
+    for path, content in before.items():
+        if not path.exists() or path.read_bytes() != content:
+            path.write_bytes(content)
+
+
+def rules(folder: Path, *targets: str) -> Counter[str]:
+    """Rules and counts that a dry run lists."""
+    done = snakemake(folder, "-n", *targets, *TINY)
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = done.stdout + done.stderr
+    stats = re.search(r"job +count\n-+ +-+\n(.*?)\ntotal", text, re.S)
+    lines = [line.split() for line in stats.group(1).splitlines()] if stats else []
+    return Counter({name: int(count) for name, count in lines})
+
+
+def prepend(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text, f"{path} does not hold {old!r}"
+    path.write_text(text.replace(old, new, 1))
+
+
+def table(folder: Path, name: str = "table6b.csv") -> list[dict[str, str]]:
+    with (folder / "results" / "tiny" / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+# ---- dry runs at paper scale -------------------------------------------------------------------------------------
+
+
+def test_table_2_at_paper_scale_lists_its_runs_each_with_resources(clone: Path) -> None:
+    done = snakemake(clone, "-n", "--profile", "slurm", "results/table2.csv")
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text[-3000:]
+    counts = dict(re.findall(r"^(train_tokenizer|train_generator|sample|score_samples) +(\d+)$", text, re.M))
+    assert counts == {"train_tokenizer": "2", "train_generator": "4", "sample": "7", "score_samples": "7"}
+    jobs = re.findall(r"^rule (train_tokenizer|train_generator|sample|score_samples):.*?resources: (.*?)$", text, re.M | re.S)
+    assert len(jobs) == 20
+    for name, resources in jobs:
+        assert re.search(r"gpu=[1-9]", resources) and "mem_mb=" in resources and "runtime=" in resources, name
+
+
+def test_all_of_cq_at_paper_scale(clone: Path) -> None:
+    done = snakemake(clone, "-n", "--quiet", "rules", "--config", "scale=paper", "--", "cq")
+    text = done.stdout + done.stderr
+    done = snakemake(clone, "-n", "--config", "scale=paper", "--", "cq")
+    text = done.stdout + done.stderr
+    counts = dict(re.findall(r"^(train_tokenizer|train_generator|sample) +(\d+)$", text, re.M))
+    assert counts == {"train_tokenizer": "13", "train_generator": "7", "sample": "14"}
+
+
+# ---- what ran ------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_printed_and_measured_cells_that_differ_between_rows(ran: Path) -> None:
+    rows = table(ran)
+    assert [r["row"] for r in rows] == [f"Ours/codebook={k}" for k in (1024, 16384, 65536, 131072)]
+    assert {r["status"] for r in rows} == {"measured"}
+    measured = [name for name in rows[0] if name.startswith("rFID measured")]
+    assert measured == ["rFID measured [demo-judge]"]
+    assert len({r[measured[0]] for r in rows}) == 4
+    assert [r["rFID printed"] for r in rows] == ["2.25", "1.64", "1.43", "1.33"]
+    for row in rows:
+        assert (ran / row["manifest"].split()[0].rstrip(";")).is_file()
+
+
+def test_nothing_is_to_do_twice_nor_after_a_touch(ran: Path) -> None:
+    for path in (ran / "tokenizers" / "channel.py", ran / "eval" / "psnr.py", ran / "vqbench" / "training.py"):
+        path.touch()
+    assert not rules(ran, *TARGETS)
+
+
+def test_a_comment_re_runs_nothing(edited: Path) -> None:
+    path = edited / "tokenizers" / "channel.py"
+    path.write_text("# a remark\n" + path.read_text())
+    assert not rules(edited, *TARGETS)
+
+
+def test_an_edited_metric_re_runs_evaluation_only(edited: Path) -> None:
+    path = edited / "eval" / "psnr.py"
+    path.write_text(path.read_text() + "\nEDITED = 1\n")
+    found = rules(edited, *TARGETS)
+    assert found["score_tokenizer"] == 4 and found["table"] == 1
+    assert set(found) <= {"score_tokenizer", "table", "cq-b-k16384-s10"}
+
+
+def test_an_edited_family_re_runs_it_and_what_follows(edited: Path) -> None:
+    path = edited / "tokenizers" / "channel.py"
+    path.write_text(path.read_text() + "\nEDITED = 1\n")
+    found = rules(edited, *TARGETS)
+    assert found["train_tokenizer"] == 4 and found["train_generator"] == 1 and found["score_tokenizer"] == 4
+    assert "pretrained" not in found and "check_dataset" not in found and "reference" not in found
+    path.write_text(path.read_text().replace("\nEDITED = 1\n", ""))
+    other = edited / "tokenizers" / "vq.py"
+    other.write_text(other.read_text() + "\nEDITED = 1\n")
+    assert not rules(edited, *TARGETS), "another family's file reaches nothing here"
+
+
+def test_a_changed_spec_re_runs_that_run_only(edited: Path) -> None:
+    prepend(edited / "workflow" / "scales" / "tiny.yaml", "131072: 48", "131072: 50")
+    found = rules(edited, *TARGETS)
+    assert (found["train_tokenizer"], found["score_tokenizer"], found["table"]) == (1, 1, 1)
+
+
+def test_accept_keeps_a_run_and_its_row_says_so(edited: Path) -> None:
+    path = edited / "tokenizers" / "channel.py"
+    path.write_text(path.read_text() + "\nEDITED = 1\n")
+    for name in ("cq-k1024", "cq-k16384", "cq-k65536", "cq-k131072"):
+        done = vqbench(edited, "accept", f"tokenizer/{name}", "--scale", "tiny", "--reason", "a constant nobody reads")
+        assert done.returncode == 0, done.stderr
+    try:
+        assert rules(edited, "results/tiny/table6b.csv")["train_tokenizer"] == 0
+    finally:
+        (edited / "results" / "tiny" / "accepted.json").unlink()
+
+
+def test_a_new_tokenizer_is_one_file_and_one_entry(ran: Path, tmp_path: Path) -> None:
+    """A toy family dropped into a clone gets its row in Table 6b."""
+    folder = tmp_path / "clone"
+    shutil.copytree(ran, folder, symlinks=True)
+    (folder / "tokenizers" / "patches.py").write_text(PATCHES)
+    prepend(folder / "workflow" / "papers" / "cq.yaml", "tokenizers:\n",
+            "tokenizers:\n  toy: {family: patches, dataset: imagenet256, recipe: vqgan, num_codes: 16, tables: [6b], label: Mine}\n")  # fmt: skip
+    done = snakemake(folder, "results/tiny/table6b.csv", *TINY, "--show-failed-logs")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stderr.count("rule train_tokenizer:") + done.stdout.count("rule train_tokenizer:") == 1
+    row = table(folder)[-1]
+    assert row["row"] == "Mine" and row["status"] == "measured" and row["rFID printed"] == ""
+    assert float(row["rFID measured [demo-judge]"]) > 0
+
+
+PATCHES = '''"""A toy family: one linear map a patch."""
+import torch
+from torch import nn
+from vqbench.tokenizers.base import Tokenizer
+from vqbench.tokenizers.quantizers.codebook import VectorQuantizer
+
+LAYOUT = "raster"
+OPTIONS = {"num_codes": 16, "code_dim": 4}
+
+
+class Patches(Tokenizer):
+    def __init__(self, spec):
+        super().__init__()
+        self.tokens = spec.tokens
+        f = spec.downsample
+        self.down = nn.Conv2d(3, spec.tokens.code_dim, f, stride=f)
+        self.quantizer = VectorQuantizer(spec.tokens, init="normal")
+        self.up = nn.ConvTranspose2d(spec.tokens.code_dim, 3, f, stride=f)
+
+    def encode(self, images):
+        return self.down(images)
+
+    def decode(self, latents):
+        return self.up(latents)
+
+    @property
+    def last_layer(self):
+        return self.up.weight
+
+
+def build(spec):
+    return Patches(spec)
+'''
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_byte_is_named_by_file_and_manifest(ran: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clone"
+    shutil.copytree(ran, folder, symlinks=True)
+    weights = next((folder / "results/tiny/store/tokenizer/cq-k1024").rglob("model.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    done = vqbench(folder, "tokenize", "cq-k1024", "--split", "train", "--scale", "tiny")
+    assert done.returncode == 1 and "does not match the digest in" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_job_refuses_a_spec_that_changed_since_submission(ran: Path) -> None:
+    done = vqbench(ran, "train-tokenizer", "cq-k1024", "--scale", "tiny", "--expect", "0" * 64)
+    assert done.returncode == 1 and "changed between submission and start" in done.stderr
+
+
+def test_a_spec_changed_under_a_finished_run_is_refused_downstream(edited: Path) -> None:
+    prepend(edited / "workflow" / "scales" / "tiny.yaml", "1024: 16", "1024: 17")
+    done = vqbench(edited, "reconstruct", "cq-k1024", "--scale", "tiny")
+    assert done.returncode == 1 and "was made from another spec or code" in done.stderr
+    assert "vqbench accept" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_failed_run_is_a_row_with_its_reason_and_the_stale_table_goes(ran: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clone"
+    shutil.copytree(ran, folder, symlinks=True)
+    # A learning rate that makes the loss infinite, in one run of four.
+    prepend(folder / "workflow" / "papers" / "cq.yaml", "num_codes: 1024}",
+            "num_codes: 1024, training: {weights: {l2: 1.0e+38}}}")  # fmt: skip
+    done = snakemake(folder, "--keep-going", "results/tiny/table6b.csv", *TINY)
+    assert done.returncode != 0
+    assert not (folder / "results/tiny/table6b.csv").exists()
+    rows = {r["row"]: r for r in table(folder, "table6b.partial.csv")}
+    assert rows["Ours/codebook=1024"]["status"].startswith("failed: ")
+    assert "is inf" in rows["Ours/codebook=1024"]["status"] or "is nan" in rows["Ours/codebook=1024"]["status"]
+    assert rows["Ours/codebook=16384"]["status"] == "measured"
+
+
+def test_a_finished_store_is_published_again_not_trained_again(ran: Path) -> None:
+    manifest = ran / "results/tiny/tokenizers/cq-k1024/manifest.json"
+    before = manifest.read_bytes()
+    manifest.unlink()
+    done = vqbench(ran, "train-tokenizer", "cq-k1024", "--scale", "tiny")
+    assert "is finished already" in done.stderr and manifest.read_bytes() == before
+
+
+def test_eval_only_names_what_is_missing_and_never_trains(ran: Path) -> None:
+    done = snakemake(ran, "eval_only", "-n", *TINY)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text[-2000:]
+    assert "eval_only leaves out tokenizer-scores/vqgan-k1024/photos-tiny: tokenizer/vqgan-k1024 is missing" in text
+    assert not re.search(r"^rule (train_\w+|sample|pretrained):", text, re.M)
+
+
+def test_manifests_hold_no_time_and_no_absolute_path(ran: Path) -> None:
+    for path in (ran / "results" / "tiny").rglob("manifest.json"):
+        text = path.read_text()
+        assert str(ran) not in text and "/tmp" not in text, path
+        assert set(json.loads(text)) == {"kind", "name", "scale", "digest", "spec", "spec_digest", "code_digest", "inputs",
+                                         "outputs", "facts", "seed", "store", "self"}  # fmt: skip
+
+
+def test_logs_show_a_progress_bar_with_loss_and_rate(ran: Path) -> None:
+    log = (ran / "results/tiny/logs/tokenizers/cq-k1024.log").read_text()
+    assert re.search(r"cq-k1024: 100%\|.*3/3 \[.*step/s, .*l2=", log)
+
+
+def test_the_report_opens(ran: Path) -> None:
+    done = snakemake(ran, "--report", "results/tiny/report.zip", *TARGETS[:1], *TARGETS[2:], *TINY)
+    assert done.returncode == 0, done.stderr[-2000:]
+    import zipfile
+
+    names = zipfile.ZipFile(ran / "results/tiny/report.zip").namelist()
+    assert any(n.endswith("report.html") for n in names)
