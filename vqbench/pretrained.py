@@ -7,6 +7,7 @@ torch-fidelity code runs over it.
 
 from __future__ import annotations
 
+import warnings
 from collections import namedtuple
 from itertools import pairwise
 from pathlib import Path
@@ -147,12 +148,16 @@ def open_perceptual(spec: PretrainedSpec, finished: Finished, device: str | torc
     """
     import lpips
 
-    if spec.kind == "photo-classifier":
-        network = lpips.LPIPS(net="vgg", lpips=False, pnet_rand=True, verbose=False)
-        network.net = _ClassifierSlices(open_classifier(spec, finished), network.scaling_layer)
-    else:
-        network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-        load_vgg(network, torch.load(weights_path(spec, finished), map_location="cpu", weights_only=True))
+    with warnings.catch_warnings():  # lpips 0.1.4 still passes torchvision the argument `pretrained`
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\.models")
+        if spec.kind == "photo-classifier":
+            with torch.device("meta"):  # its VGG-16 is replaced at once: no memory, no time
+                network = lpips.LPIPS(net="vgg", lpips=False, pnet_rand=True, verbose=False)
+            network.scaling_layer = lpips.ScalingLayer()
+            network.net = _ClassifierSlices(open_classifier(spec, finished), network.scaling_layer)
+        else:
+            network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+            load_vgg(network, torch.load(weights_path(spec, finished), map_location="cpu", weights_only=True))
     ready: nn.Module = network.to(device).eval().requires_grad_(False)
     return ready
 
