@@ -13,6 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 TINY = Path(__file__).parent / "tiny.yaml"
 
+
 def copy_clone(target: Path) -> Path:
     """What git would check out now, uncommitted files included, links kept as links; with the scale ``tiny`` added."""
     names = subprocess.run(

@@ -41,7 +41,11 @@ def test_each_verb_s_help_ends_with_an_example_that_parses(verb: str, capsys: py
 @pytest.mark.parametrize(
     ("argv", "status", "message"),
     [
-        (["train-tokenizer", "cq-k1025", "--scale", "demo"], 2, "unknown tokenizer 'cq-k1025'; did you mean 'cq-k1024'"),
+        (
+            ["train-tokenizer", "cq-k1025", "--scale", "demo"],
+            2,
+            "unknown tokenizer 'cq-k1025'; did you mean 'cq-k1024'",
+        ),
         (["train-tokenizer", "cq-k1024", "--scale", "dem"], 2, "unknown scale 'dem'; did you mean 'demo'"),
         (["evaluate", "cq-k1O24"], 2, "did you mean 'cq-k1024'"),
         (["table", "cq/9"], 2, "no table 'cq/9'"),
@@ -64,7 +68,9 @@ def test_a_mistake_is_one_clear_message(
     assert found == status and message in err and "Traceback" not in err
 
 
-def test_a_missing_input_names_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_input_names_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     status, _, err = run(capsys, "reconstruct", "cq-k1024", "--scale", "demo")
     assert status == 1 and "tokenizers/cq-k1024/manifest.json is missing; run the step that makes it" in err
@@ -86,7 +92,9 @@ def test_plan_counts_images_hours_and_disk(capsys: pytest.CaptureFixture[str]) -
     assert float(seen.group(2)) > 100, "hundreds of GPU-hours: 384 million images of 256x256"
 
 
-def test_doctor_says_what_is_lacking_with_the_mend(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_says_what_is_lacking_with_the_mend(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delenv("IMAGENET", raising=False)
     status, out, _ = run(capsys, "doctor", "results/table2.csv")
@@ -102,7 +110,9 @@ def test_doctor_is_content_with_the_demo(capsys: pytest.CaptureFixture[str], mon
     assert status == 0 and "LACK" not in out
 
 
-def test_wrong_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_weights_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     path.parent.mkdir(parents=True)

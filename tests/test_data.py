@@ -21,7 +21,14 @@ PHOTOS = bench("demo").datasets["photos"]
 
 
 def folder_spec(root: Path, **changes: object) -> DatasetSpec:
-    base = {"kind": "folder", "path": str(root), "resolution": 16, "classes": 2, "sizes": {"train": 6}, "augment": "flip"}
+    base = {
+        "kind": "folder",
+        "path": str(root),
+        "resolution": 16,
+        "classes": 2,
+        "sizes": {"train": 6},
+        "augment": "flip",
+    }
     return DatasetSpec.model_validate(base | changes)
 
 
@@ -137,7 +144,9 @@ def test_skipped_images_are_counted_and_listed(folder: Path) -> None:
         ({"splits": {"train": "empty"}}, "holds no image"),
     ],
 )
-def test_a_data_set_that_is_not_there_says_how_to_mend_it(folder: Path, change: dict[str, object], message: str) -> None:
+def test_a_data_set_that_is_not_there_says_how_to_mend_it(
+    folder: Path, change: dict[str, object], message: str
+) -> None:
     (folder / "empty" / "cat").mkdir(parents=True)
     (folder / "empty" / "dog").mkdir()
     with pytest.raises(DataError, match=message):

@@ -112,7 +112,11 @@ ROOM = re.compile(r"vqbench\.(tokenizers|generators|eval)\b")
 
 @pytest.mark.parametrize(
     ("folder", "forbidden"),
-    [("vqbench", {"tokenizers", "generators", "eval"}), ("tokenizers", {"generators", "eval"}), ("generators", {"eval"})],
+    [
+        ("vqbench", {"tokenizers", "generators", "eval"}),
+        ("tokenizers", {"generators", "eval"}),
+        ("generators", {"eval"}),
+    ],
 )
 def test_imports_flow_one_way(folder: str, forbidden: set[str]) -> None:
     """data -> tokenizers -> generators -> eval. The library imports no room when it is loaded; verbs do when called."""

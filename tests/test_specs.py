@@ -55,7 +55,10 @@ def samples(**entry: Any) -> Edit:
         (tokenizer(recipe="chanel"), r"unknown recipe 'chanel/paper'; did you mean 'channel/paper'"),
         (tokenizer(downsample=5), r"downsample 5 does not divide the resolution 32"),
         (tokenizer(training={"batch_sise": 4}), r"unknown key 'training.batch_sise'; did you mean 'batch_size'"),
-        (tokenizer(training={"optimizer": {"beta": 1}}), r"unknown key 'training.optimizer.beta'; did you mean 'betas'"),
+        (
+            tokenizer(training={"optimizer": {"beta": 1}}),
+            r"unknown key 'training.optimizer.beta'; did you mean 'betas'",
+        ),
         (generator(tokenizer="cq-k1025"), r"unknown tokenizer 'cq-k1025'; did you mean 'cq-k1024'"),
         (generator(depth=3), r"generator 'mine': unknown key 'depth'"),
         (samples(steps=0), r"samples 'mine': 'steps' is 0: input should be greater than 0"),
@@ -88,7 +91,9 @@ def test_a_paper_scale_cell_wants_50000_images(workflow: Path) -> None:
         edited(workflow, samples(count=10_000), scale="paper")
 
 
-def test_an_impossible_pair_is_refused_with_its_reason(workflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impossible_pair_is_refused_with_its_reason(
+    workflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A family of two slots, found by its file alone; maskgit declares that it takes one."""
     from vqbench import rooms
 
@@ -104,14 +109,14 @@ def test_an_impossible_pair_is_refused_with_its_reason(workflow: Path, tmp_path:
         data["tokenizers"]["two"] = {"family": "pairs", "dataset": "imagenet256", "recipe": "vqgan"}
         generator(tokenizer="two")(data)
 
-    with pytest.raises(SpecError, match=r"family 'maskgit' cannot take tokenizer 'two': its num_slots is 2, accepted: \[1\]; \w+"):
+    with pytest.raises(
+        SpecError, match=r"family 'maskgit' cannot take tokenizer 'two': its num_slots is 2, accepted: \[1\]; \w+"
+    ):
         edited(workflow, edit)
 
 
 def test_ids_are_unique_across_papers(workflow: Path) -> None:
-    (workflow / "papers" / "other.yaml").write_text(
-        "tokenizers: {cq-k1024: {family: channel, dataset: imagenet256}}\n"
-    )
+    (workflow / "papers" / "other.yaml").write_text("tokenizers: {cq-k1024: {family: channel, dataset: imagenet256}}\n")
     with pytest.raises(SpecError, match=r"the id is taken by cq.yaml"):
         Bench("demo", workflow)
 

@@ -29,7 +29,11 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def edited(ran: Path) -> Iterator[Path]:
     """The same clone; every tracked file that a test edits is put back."""
-    watched = [p for p in ran.rglob("*") if p.suffix in {".py", ".yaml", ".smk"} and "results" not in p.parts and not p.is_symlink()]
+    watched = [
+        p
+        for p in ran.rglob("*")
+        if p.suffix in {".py", ".yaml", ".smk"} and "results" not in p.parts and not p.is_symlink()
+    ]
     before = {p: p.read_bytes() for p in watched}
     yield ran
     for path, content in before.items():
@@ -67,7 +71,9 @@ def test_table_2_at_paper_scale_lists_its_runs_each_with_resources(clone: Path) 
     assert done.returncode == 0, text[-3000:]
     counts = dict(re.findall(r"^(train_tokenizer|train_generator|sample|score_samples) +(\d+)$", text, re.M))
     assert counts == {"train_tokenizer": "2", "train_generator": "4", "sample": "7", "score_samples": "7"}
-    jobs = re.findall(r"^rule (train_tokenizer|train_generator|sample|score_samples):.*?resources: (.*?)$", text, re.M | re.S)
+    jobs = re.findall(
+        r"^rule (train_tokenizer|train_generator|sample|score_samples):.*?resources: (.*?)$", text, re.M | re.S
+    )
     assert len(jobs) == 20
     for name, resources in jobs:
         assert re.search(r"gpu=[1-9]", resources) and "mem_mb=" in resources and "runtime=" in resources, name

@@ -19,7 +19,18 @@ class Overlay:
     left alone, so a new family is scaled without an entry of its own.
     """
 
-    KEYS: ClassVar = ["about", "protocol", "roles", "datasets", "threads", "tokens", "resources", "tokenizers", "generators", "samples"]
+    KEYS: ClassVar = [
+        "about",
+        "protocol",
+        "roles",
+        "datasets",
+        "threads",
+        "tokens",
+        "resources",
+        "tokenizers",
+        "generators",
+        "samples",
+    ]
     SIZES: ClassVar = {"steps", "batch_size", "micro_batch", "schedule", "precision", "checkpoint_every"}
 
     def __init__(self, data: dict[str, Any], scale: str) -> None:
