@@ -44,7 +44,7 @@ def build_generator(spec: GeneratorSpec) -> Generator:
     return generator
 
 
-def open_generator(spec: GeneratorSpec, finished: Finished, device: str = "cpu") -> Generator:
+def open_generator(spec: GeneratorSpec, finished: Finished, device: str | torch.device = "cpu") -> Generator:
     """A trained generator in eval mode with frozen weights (the EMA weights where its recipe keeps them)."""
     with torch.device("meta"):
         generator = build_generator(spec)

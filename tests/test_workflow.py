@@ -158,8 +158,8 @@ def test_a_new_tokenizer_is_one_file_and_one_entry(ran: Path, tmp_path: Path) ->
     folder = tmp_path / "clone"
     shutil.copytree(ran, folder, symlinks=True)
     (folder / "tokenizers" / "patches.py").write_text(PATCHES)
-    prepend(folder / "workflow" / "papers" / "cq.yaml", "tokenizers:\n",
-            "tokenizers:\n  toy: {family: patches, dataset: imagenet256, recipe: vqgan, num_codes: 16, tables: [6b], label: Mine}\n")  # fmt: skip
+    entry = "{family: patches, dataset: imagenet256, recipe: vqgan, num_codes: 16, tables: [6b], label: Mine}"
+    prepend(folder / "workflow" / "papers" / "cq.yaml", "tokenizers:\n", f"tokenizers:\n  toy: {entry}\n")
     done = snakemake(folder, "results/tiny/table6b.csv", *TINY, "--show-failed-logs")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stderr.count("rule train_tokenizer:") + done.stdout.count("rule train_tokenizer:") == 1

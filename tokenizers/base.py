@@ -107,7 +107,7 @@ def build_tokenizer(spec: TokenizerSpec) -> Tokenizer:
     return tokenizer
 
 
-def open_tokenizer(spec: TokenizerSpec, finished: Finished, device: str = "cpu") -> Tokenizer:
+def open_tokenizer(spec: TokenizerSpec, finished: Finished, device: str | torch.device = "cpu") -> Tokenizer:
     """A trained tokenizer in eval mode with frozen weights (the EMA weights where its recipe keeps them)."""
     with torch.device("meta"):
         tokenizer = build_tokenizer(spec)

@@ -94,7 +94,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"cannot read {path}: {error}; remove it and run again") from None
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from vqbench import __version__
 from vqbench.errors import SpecError, UserError, nearest
-from vqbench.papers import Key, bench, scales
+from vqbench.papers import Bench, Key, bench, scales
 
 Verb = Callable[[argparse.Namespace], None]
 
@@ -99,7 +100,7 @@ def _plan(args: argparse.Namespace) -> None:
     print(plan(found, keys, Path.cwd(), args.tflops))
 
 
-def _target(args: argparse.Namespace) -> tuple[object, list[Key]]:
+def _target(args: argparse.Namespace) -> tuple[Bench, list[Key]]:
     from vqbench.plan import target_keys
 
     return target_keys(args.target, args.scale)
@@ -113,7 +114,7 @@ def _doctor(args: argparse.Namespace) -> None:
     if args.dataset:
         print(examine_dataset(bench(args.scale), args.dataset))
     if args.target:
-        report, healthy = examine(*_target(args), Path.cwd())  # type: ignore[arg-type]
+        report, healthy = examine(*_target(args), Path.cwd())
         print(report)
         if not healthy:
             sys.exit(1)
@@ -135,7 +136,7 @@ def _add_steps(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-
         ("controls", "controls", "tokenizer", "Score controls: real, identity, random codes.", "controls cq-k16384 --scale demo"),
     ]  # fmt: skip
     for verb, kind, name, text, example in steps:
-        _step(verbs, verb, text, example, name, lambda a, kind=kind: (kind, a.name))
+        _step(verbs, verb, text, example, name, partial(_named, kind))
     encode = _step(verbs, "tokenize", "Write a tokenizer's ids of one split.",
                    "tokenize cq-k16384 --split train --scale demo", "tokenizer",
                    lambda a: ("tokens", f"{a.name}/{_dataset(a)}/{a.split}"), dataset=True)  # fmt: skip
@@ -147,6 +148,10 @@ def _add_steps(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-
     real = _step(verbs, "reference", "The judge's features of a real split.", "reference photos --split train --scale demo",
                  "dataset", lambda a: ("reference", f"{a.name}/{a.split}"))  # fmt: skip
     real.add_argument("--split", choices=["train", "validation"], default="validation")
+
+
+def _named(kind: str, args: argparse.Namespace) -> Key:
+    return kind, args.name
 
 
 def _step(verbs: argparse._SubParsersAction, verb: str, text: str, example: str, name: str,  # type: ignore[type-arg]

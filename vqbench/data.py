@@ -180,10 +180,8 @@ class FolderImages(Images):
         epoch, place = divmod(position, len(self))
         index = int(_permutation(len(self), seed, epoch)[place])
         rng, size = numpy_rng(seed, "augment", position), self.spec.resolution
-        if self.spec.augment == "random-crop-flip":
-            image = _random_crop(self._open(index), size, rng)
-        else:
-            image = self.plain(index)
+        random_crop = self.spec.augment == "random-crop-flip"
+        image = _random_crop(self._open(index), size, rng) if random_crop else self.plain(index)
         flip = self.spec.augment != "none" and rng.random() < 0.5
         return (image[:, ::-1] if flip else image), int(self.labels[index])
 

@@ -18,7 +18,7 @@ ESTIMATED = ("tokenizer", "generator", "samples", "tokens", "reconstruction")
 
 def examine(found: Bench, keys: list[Key], base: Path) -> tuple[str, bool]:
     """(report, whether nothing is lacking) for a target: data sets, weights, GPU, disk."""
-    needed = [k for k in found.with_upstream(keys)]
+    needed = found.with_upstream(keys)
     lines, healthy = [], True
     for good, text in (*_datasets(found, needed), *_weights(found, needed), *_gpu(found), *_disk(found, needed, base)):
         lines.append(f"{'ok  ' if good else 'LACK'}  {text}")

@@ -33,8 +33,9 @@ def _listed(found: Bench, part: str) -> list[str]:
         return [f"  {found.figure_path(f):52} {f.title}" for f in found.figures.values()]
     if part == "tokenizers":
         return [
-            f"  {name:24} {s.family:10} K {s.tokens.num_codes:<7} {s.tokens.num_tokens} tokens of {s.tokens.code_dim} d, {s.dataset}"
+            f"  {name:24} {s.family:10} K {t.num_codes:<7} {t.num_tokens} tokens of {t.code_dim} d, {s.dataset}"
             for name, s in found.tokenizers.items()
+            for t in (s.tokens,)
         ]
     if part == "generators":
         return [f"  {name:24} {s.family:10} on {s.tokenizer}" for name, s in found.generators.items()]
@@ -94,7 +95,7 @@ def plan(found: Bench, keys: list[Key], base: Path, tflops: float) -> str:
 
 def estimate(found: Bench, key: Key) -> tuple[int, float, float]:
     """(images seen, floating-point operations, bytes kept) of one step, by its spec."""
-    kind, name = key
+    kind = key[0]
     spec: Any = found.step(key).spec
     if kind == "tokenizer":
         seen = spec.training.steps * spec.training.batch_size

@@ -132,12 +132,13 @@ def open_classifier(spec: PretrainedSpec, finished: Finished, device: str | torc
 class _ClassifierSlices(nn.Module):
     """What lpips expects as its network: five relu maps as a named tuple. Undoes lpips' ImageNet scaling."""
 
-    def __init__(self, classifier: PhotoClassifier, scaling: nn.Module) -> None:
+    def __init__(self, classifier: PhotoClassifier, scaling: Any) -> None:
         super().__init__()
-        self.classifier, self.scaling = classifier, scaling
+        self.classifier = classifier
+        self.scale, self.shift = nn.Buffer(scaling.scale), nn.Buffer(scaling.shift)
 
     def forward(self, scaled: Tensor) -> Slices:
-        return self.classifier.slices(scaled * self.scaling.scale + self.scaling.shift)
+        return self.classifier.slices(scaled * self.scale + self.shift)
 
 
 def open_perceptual(spec: PretrainedSpec, finished: Finished, device: str | torch.device = "cpu") -> nn.Module:

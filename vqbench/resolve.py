@@ -110,7 +110,7 @@ def resolve_training(recipe: Mapping[str, Any], images: int, where: str) -> dict
     Raises:
         SpecError: neither steps nor epochs given, or one of them not positive.
     """
-    data = {k: dict(v) if isinstance(v, Mapping) else v for k, v in recipe.items()}
+    data: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in recipe.items()}
     for key in ("steps", "epochs", "batch_size"):
         if key in data and (not isinstance(data[key], int | float) or data[key] <= 0):
             raise SpecError(f"{where}: '{key}' is {data[key]!r}: input should be greater than 0")
@@ -118,17 +118,21 @@ def resolve_training(recipe: Mapping[str, Any], images: int, where: str) -> dict
     if epochs is None and "steps" not in data:
         raise SpecError(f"{where}: its recipe gives neither 'steps' nor 'epochs'")
     data.setdefault("steps", round((epochs or 0) * per_epoch))
-    for part, key in (("discriminator", "start"), ("schedule", "warmup")):
-        inner = data.get(part)
-        if isinstance(inner, dict):
-            start = inner.pop(f"{key}_epoch" if key == "start" else f"{key}_epochs", None)
-            share = inner.pop(f"{key}_share", None)
-            if share is not None:
-                inner[f"{key}_step" if key == "start" else f"{key}_steps"] = round(share * data["steps"])
-            elif start is not None:
-                inner.setdefault(f"{key}_step" if key == "start" else f"{key}_steps", round(start * per_epoch))
+    for part, name in (("discriminator", "start_step"), ("schedule", "warmup_steps")):
+        if isinstance(data.get(part), dict):
+            _to_steps(data[part], name, per_epoch, data["steps"])
     data.setdefault("micro_batch", data.get("batch_size"))
     return data
+
+
+def _to_steps(part: dict[str, Any], name: str, per_epoch: float, steps: int) -> None:
+    """``start_epoch: 10`` or ``start_share: 0.5`` -> ``start_step``; likewise ``warmup_...``."""
+    stem = name.split("_")[0]
+    for key in (f"{stem}_epoch", f"{stem}_epochs"):
+        if key in part:
+            part.setdefault(name, round(part.pop(key) * per_epoch))
+    if f"{stem}_share" in part:
+        part[name] = round(part.pop(f"{stem}_share") * steps)
 
 
 def resolve_tokenizer(
@@ -214,7 +218,8 @@ def resolve_samples(
     common = {k: entry.pop(k) for k in ("count", "block", "seed") if k in entry}
     sampler = {**defaults, **_known(entry, defaults, where)}
     _check_options(sampler, defaults, where)
-    scaled = overlay.options("samples", generator.family, {"count": 50_000, "block": 250, **common, **sampler})
+    wanted: dict[str, Any] = {"count": 50_000, "block": 250} | common | sampler
+    scaled = overlay.options("samples", generator.family, wanted)
     count, block = scaled.pop("count"), scaled.pop("block")
     scaled.pop("seed", None)
     if overlay.scale == "paper" and count != 50_000:
@@ -258,9 +263,10 @@ def _known(options: Mapping[str, Any], defaults: Mapping[str, Any], where: str) 
 
 def _check_options(options: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
     """Each option has its default's type; a count whose default is positive stays positive (K or steps of zero)."""
+    value: Any
     for key, value in options.items():
         default = defaults[key]
-        allowed = (
+        allowed: Any = (
             (int, float)
             if isinstance(default, float)
             else (list, tuple)

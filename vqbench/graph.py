@@ -1,0 +1,255 @@
+"""The DAG as data: kinds of step, what each needs, and the digest of what it is made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vqbench.clone import read_yaml
+from vqbench.closure import PACKAGE, code_digest
+from vqbench.errors import SpecError, nearest
+from vqbench.resolve import Overlay
+from vqbench.specs import (
+    DatasetSpec,
+    GeneratorSpec,
+    PretrainedSpec,
+    SampleSpec,
+    Spec,
+    TokenizerSpec,
+    TokensSpec,
+    canonical,
+    digest_of,
+    parse,
+)
+
+Key = tuple[str, str]  # (kind, name), e.g. ("tokenizer", "cq-k16384")
+
+# kind -> (folder under the results root, module whose run(job) does it)
+KINDS = {
+    "dataset": ("datasets", "vqbench.data"),
+    "pretrained": ("pretrained", "vqbench.pretrained"),
+    "tokenizer": ("tokenizers", "vqbench.tokenizers.training"),
+    "tokens": ("tokens", "vqbench.tokenizers.encoding"),
+    "reconstruction": ("reconstructions", "vqbench.tokenizers.decoding"),
+    "generator": ("generators", "vqbench.generators.training"),
+    "samples": ("samples", "vqbench.generators.sampling"),
+    "reference": ("references", "vqbench.eval.reference"),
+    "tokenizer-scores": ("scores/tokenizers", "vqbench.eval.score_tokenizer"),
+    "sample-scores": ("scores/samples", "vqbench.eval.score_samples"),
+    "probe": ("scores/probes", "vqbench.eval.probe"),
+    "controls": ("scores/controls", "vqbench.eval.controls"),
+}
+
+# Kinds that eval_only never makes: they train or sample.
+TRAINED = {"pretrained", "tokenizer", "generator", "samples"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One job: what it makes, from which spec, with which code, after which others."""
+
+    kind: str
+    name: str
+    spec: Any
+    roots: tuple[str, ...]
+    upstream: tuple[Key, ...]
+
+
+class Graph:
+    """The edges between the runs of one scale."""
+
+    scale: str
+    root: str
+    overlay: Overlay
+    papers: dict[str, dict[str, Any]]
+    datasets: dict[str, DatasetSpec]
+    pretrained: dict[str, PretrainedSpec]
+    tokenizers: dict[str, TokenizerSpec]
+    generators: dict[str, GeneratorSpec]
+    samples: dict[str, SampleSpec]
+    accepted: dict[str, dict[str, str]]
+    _owner: dict[str, str]
+    _digests: dict[Key, str]
+
+    def role(self, role: str) -> str:
+        """The pretrained network that this scale puts in a role, e.g. ``role("judge")``."""
+        return str(self.overlay.roles[role])
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """The scale's evaluation protocol, as data."""
+        return read_yaml(PACKAGE / "eval" / "protocols" / f"{self.overlay.protocol}.yaml")
+
+    def ood(self, tokenizer: str) -> tuple[str, ...]:
+        """Data sets beside its own on which a tokenizer is scored (MS-COCO in the cq paper)."""
+        found = self.papers[self._owner[tokenizer]].get("ood") or {}
+        return tuple(self.overlay.dataset(d) for d in found.get(tokenizer, ()))
+
+    def step(self, key: Key) -> Step:
+        """The job that makes `key`.
+
+        Raises:
+            SpecError: no run of that kind has this name.
+        """
+        kind, name = key
+        if kind not in KINDS:
+            raise SpecError(f"unknown kind '{kind}'; {nearest(kind, KINDS)}")
+        make = getattr(self, "_step_" + kind.replace("-", "_"))
+        spec, families, upstream = make(*name.split("/"))
+        return Step(kind, name, spec, (KINDS[kind][1], *families), tuple(upstream))
+
+    def _get(self, kind: str, runs: Mapping[str, Spec], name: str) -> Any:
+        if name not in runs:
+            raise SpecError(f"unknown {kind} '{name}'; {nearest(name, runs)}")
+        return runs[name]
+
+    def _step_dataset(self, name: str) -> Any:
+        return self._get("data set", self.datasets, name), (), ()
+
+    def _step_pretrained(self, name: str) -> Any:
+        spec = self._get("pretrained network", self.pretrained, name)
+        return spec, (), [("dataset", spec.dataset)] if spec.dataset else []
+
+    def _step_tokenizer(self, name: str) -> Any:
+        spec = self._get("tokenizer", self.tokenizers, name)
+        return (
+            spec,
+            (f"vqbench.tokenizers.{spec.family}",),
+            [("dataset", spec.dataset), ("pretrained", spec.perceptual)],
+        )
+
+    def _step_tokens(self, tokenizer: str, dataset: str, split: str) -> Any:
+        spec = self._get("tokenizer", self.tokenizers, tokenizer)
+        self._get("data set", self.datasets, dataset)
+        data = {"tokenizer": tokenizer, "dataset": dataset, "split": split, "threads": spec.threads,
+                **self.overlay.tokens, **({} if split == "train" else {"views": 1})}  # fmt: skip
+        tokens = parse(TokensSpec, data, f"tokens '{tokenizer}/{dataset}/{split}'")
+        return tokens, (f"vqbench.tokenizers.{spec.family}",), [("tokenizer", tokenizer), ("dataset", dataset)]
+
+    def _step_reconstruction(self, tokenizer: str, dataset: str) -> Any:
+        spec, families, _ = self._step_tokens(tokenizer, dataset, "validation")
+        return spec, families, [("tokenizer", tokenizer), ("tokens", f"{tokenizer}/{dataset}/validation")]
+
+    def _step_generator(self, name: str) -> Any:
+        spec = self._get("generator", self.generators, name)
+        return spec, (f"vqbench.generators.{spec.family}",), [("tokens", f"{spec.tokenizer}/{spec.dataset}/train")]
+
+    def _step_samples(self, name: str) -> Any:
+        spec = self._get("samples", self.samples, name)
+        generator = self.generators[spec.generator]
+        tokenizer = self.tokenizers[generator.tokenizer]
+        families = (f"vqbench.generators.{generator.family}", f"vqbench.tokenizers.{tokenizer.family}")
+        return spec, families, [("generator", spec.generator), ("tokenizer", generator.tokenizer)]
+
+    def _step_reference(self, dataset: str, split: str) -> Any:
+        self._get("data set", self.datasets, dataset)
+        judge = self.role("judge")
+        return (
+            {"dataset": dataset, "split": split, "judge": judge, "protocol": self.protocol},
+            (),
+            [("dataset", dataset), ("pretrained", judge)],
+        )
+
+    def _step_tokenizer_scores(self, tokenizer: str, dataset: str) -> Any:
+        name = f"{tokenizer}/{dataset}"
+        spec = {"tokenizer": tokenizer, "dataset": dataset, "judge": self.role("judge"),
+                "perceptual": self.role("perceptual"), "protocol": self.protocol,
+                "tokens": self._get("tokenizer", self.tokenizers, tokenizer).tokens.model_dump(mode="json")}  # fmt: skip
+        upstream = [("reconstruction", name), ("tokens", f"{name}/validation"), ("reference", f"{dataset}/validation"),
+                    ("dataset", dataset), *self._roles()]  # fmt: skip
+        return spec, (), upstream
+
+    def _step_sample_scores(self, name: str) -> Any:
+        spec = self._get("samples", self.samples, name)
+        dataset = self.generators[spec.generator].dataset
+        plain = {"samples": name, "dataset": dataset, "judge": self.role("judge"), "protocol": self.protocol}
+        return plain, (), [("samples", name), ("reference", f"{dataset}/train"), ("pretrained", self.role("judge"))]
+
+    def _step_probe(self, tokenizer: str) -> Any:
+        spec = self._get("tokenizer", self.tokenizers, tokenizer)
+        data = f"{tokenizer}/{spec.dataset}"
+        plain = {"tokenizer": tokenizer, "protocol": self.protocol, "num_classes": self.datasets[spec.dataset].classes}
+        return plain, (), [("tokens", f"{data}/train"), ("tokens", f"{data}/validation")]
+
+    def _step_controls(self, tokenizer: str) -> Any:
+        spec = self._get("tokenizer", self.tokenizers, tokenizer)
+        plain = {"tokenizer": tokenizer, "dataset": spec.dataset, "judge": self.role("judge"),
+                 "perceptual": self.role("perceptual"), "protocol": self.protocol}  # fmt: skip
+        upstream = [("tokenizer", tokenizer), ("dataset", spec.dataset), ("reference", f"{spec.dataset}/validation"),
+                    ("reference", f"{spec.dataset}/train"), *self._roles()]  # fmt: skip
+        return plain, (f"vqbench.tokenizers.{spec.family}",), upstream
+
+    def _roles(self) -> list[Key]:
+        return [("pretrained", name) for name in dict.fromkeys((self.role("judge"), self.role("perceptual")))]
+
+    # ---- digests and paths -----------------------------------------------------------------------------------------
+
+    def digest(self, key: Key) -> str:
+        """What `key` is made from: spec, code closure and the digests upstream. Static: nothing needs to exist.
+
+        A run accepted under changed code (``vqbench accept``) keeps the digest that it was made with.
+        """
+        if key not in self._digests:
+            step = self.step(key)
+            now = digest_of({
+                "kind": step.kind,
+                "spec": json.loads(canonical(step.spec)),
+                "code": code_digest(step.roots),
+                "upstream": {"/".join(k): self.digest(k) for k in step.upstream},
+            })  # fmt: skip
+            kept = self.accepted.get("/".join(key), {})
+            self._digests[key] = kept["digest"] if kept.get("current") == now else now
+        return self._digests[key]
+
+    def folder(self, key: Key) -> str:
+        """Folder of a key's manifest, relative to the clone."""
+        return f"{self.root}/{KINDS[key[0]][0]}/{key[1]}"
+
+    def manifest(self, key: Key) -> str:
+        return f"{self.folder(key)}/manifest.json"
+
+    def with_upstream(self, keys: Iterable[Key]) -> list[Key]:
+        """`keys` and all that they need, each once, needs first."""
+        order: dict[Key, None] = {}
+
+        def visit(key: Key) -> None:
+            if key not in order:
+                for need in self.step(key).upstream:
+                    visit(need)
+                order[key] = None
+
+        for key in keys:
+            visit(key)
+        return list(order)
+
+    def own_scores(self, kind: str, name: str) -> list[Key]:
+        """The score artifacts of one run (none for a generator: its sample sets are scored)."""
+        if kind == "tokenizer":
+            sets = (self.tokenizers[name].dataset, *self.ood(name))
+            return [("tokenizer-scores", f"{name}/{dataset}") for dataset in sets]
+        return [("sample-scores", name)] if kind == "samples" else []
+
+    def is_current(self, key: Key, base: Path) -> bool:
+        """Whether a finished artifact of this very digest is published (its files are checked when it is read)."""
+        path = base / self.manifest(key)
+        try:
+            return bool(json.loads(path.read_text())["digest"] == self.digest(key))
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def scorable(self, keys: Iterable[Key], base: Path) -> tuple[list[Key], dict[Key, str]]:
+        """Which of the score `keys` need no training or sampling now, and why the others do."""
+        ready, missing = [], {}
+        for key in keys:
+            needs = [k for k in self.with_upstream([key]) if k[0] in TRAINED]
+            lacking = [k for k in needs if not self.is_current(k, base)]
+            if lacking:
+                state = "is out of date" if (base / self.manifest(lacking[0])).exists() else "is missing"
+                missing[key] = f"{'/'.join(lacking[0])} {state}"
+            else:
+                ready.append(key)
+        return ready, missing

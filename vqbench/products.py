@@ -1,0 +1,149 @@
+"""What people read: the declared tables and figures of the papers, and the scores that each is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vqbench.closure import code_digest
+from vqbench.errors import SpecError, nearest
+from vqbench.graph import Graph, Key
+from vqbench.specs import digest_of
+
+FIRST_PAPER = "cq"  # its tables lie at the root: results/table2.csv
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a printed table. `run` names what is measured: {} for a row that is only reported."""
+
+    label: str
+    run: Mapping[str, str] = field(default_factory=dict)
+    status: str = "reported_only"
+
+
+@dataclass(frozen=True)
+class Table:
+    paper: str
+    id: str
+    title: str
+    columns: Mapping[str, Mapping[str, str]]
+    rows: tuple[Row, ...]
+    ablation: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    paper: str
+    id: str
+    title: str
+    kind: str
+    runs: Mapping[str, tuple[str, ...]]
+    tables: tuple[str, ...]
+
+
+class Products(Graph):
+    """Tables and figures of one scale."""
+
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """``<paper>/<id>`` -> table, rows added by ``tables:`` of a run included."""
+        found = {}
+        for paper, data in self.papers.items():
+            for table_id, entry in (data.get("tables") or {}).items():
+                found[f"{paper}/{table_id}"] = self._table(paper, str(table_id), dict(entry))
+        return found
+
+    def _table(self, paper: str, table_id: str, entry: dict[str, Any]) -> Table:
+        where = f"{paper}.yaml: table '{table_id}'"
+        for key in entry:
+            if key not in (known := {"title", "columns", "rows", "ablation"}):
+                raise SpecError(f"{where}: unknown key '{key}'; {nearest(key, known)}")
+        rows = [self._row(label, dict(run), where) for label, run in (entry.get("rows") or {}).items()]
+        for owner, data in self.papers.items():
+            for run_id, run in (data.get("tokenizers") or {}).items():
+                wanted = [str(t) if "/" in str(t) else f"{owner}/{t}" for t in (run or {}).get("tables", ())]
+                if f"{paper}/{table_id}" in wanted:
+                    rows.append(Row(str(run.get("label", run_id)), {"tokenizer": run_id}, "measured"))
+        return Table(paper, table_id, entry["title"], entry["columns"], tuple(rows), bool(entry.get("ablation")))
+
+    def _row(self, label: str, run: dict[str, str], where: str) -> Row:
+        known: dict[str, Mapping[str, object]] = {
+            "tokenizer": self.tokenizers,
+            "generator": self.generators,
+            "samples": self.samples,
+        }
+        if "not_yet" in run:
+            return Row(label, {}, f"not yet: {run['not_yet']}")
+        for kind, run_id in run.items():
+            if kind not in known or run_id not in known[kind]:
+                raise SpecError(
+                    f"{where}: row '{label}' names {kind} '{run_id}'; {nearest(run_id, known.get(kind, {}))}"
+                )
+        return Row(label, run, "measured")
+
+    def table_path(self, table: Table) -> str:
+        return f"{self.paper_root(table.paper)}/table{table.id}.csv"
+
+    def paper_root(self, paper: str) -> str:
+        return self.root if paper == FIRST_PAPER else f"{self.root}/{paper}"
+
+    def table_at(self, path: str | Path) -> Table:
+        """The table that a CSV path names.
+
+        Raises:
+            SpecError: no declared table is written there.
+        """
+        paths = {self.table_path(t): t for t in self.tables.values()}
+        if str(path) not in paths:
+            raise SpecError(f"no table is written to '{path}'; {nearest(str(path), paths)}")
+        return paths[str(path)]
+
+    def row_keys(self, table: Table, row: Row) -> list[Key]:
+        """The score artifacts that one row's cells are read from."""
+        keys: list[Key] = []
+        metrics = [c for c in table.columns.values() if "metric" in c]
+        if "tokenizer" in row.run:
+            own = self.tokenizers[row.run["tokenizer"]].dataset
+            for column in metrics:
+                dataset = self.overlay.dataset(column["on"]) if "on" in column else own
+                if dataset in (own, *self.ood(row.run["tokenizer"])):
+                    keys.append(("tokenizer-scores", f"{row.run['tokenizer']}/{dataset}"))
+        if "samples" in row.run:
+            keys.append(("sample-scores", row.run["samples"]))
+        return list(dict.fromkeys(keys))
+
+    def table_keys(self, table: Table) -> list[Key]:
+        return list(dict.fromkeys(k for row in table.rows for k in self.row_keys(table, row)))
+
+    def table_digest(self, table: Table) -> str:
+        """What a table is made from, its scores aside: its declaration and the code that writes it."""
+        body = {"columns": table.columns, "rows": [[r.label, dict(r.run), r.status] for r in table.rows]}
+        return digest_of({"table": body, "title": table.title, "code": code_digest(["vqbench.eval.tables"])})
+
+    def figure_digest(self, name: str) -> str:
+        """What a figure is made from, its runs aside."""
+        figure = self.figures[name]
+        body = {"kind": figure.kind, "title": figure.title, "runs": {k: list(v) for k, v in figure.runs.items()}}
+        return digest_of({"figure": body, "code": code_digest(["vqbench.eval.figures"])})
+
+    def scores_digest(self) -> str:
+        """What scores.csv is made from, the scores aside."""
+        return code_digest(["vqbench.eval.scoreboard"])
+
+    @cached_property
+    def figures(self) -> dict[str, Figure]:
+        """``<paper>/<id>`` -> figure."""
+        found = {}
+        for paper, data in self.papers.items():
+            for fig_id, entry in (data.get("figures") or {}).items():
+                runs = {k: tuple(v) for k, v in (entry.get("runs") or {}).items()}
+                tables = tuple(map(str, entry.get("tables", ())))
+                found[f"{paper}/{fig_id}"] = Figure(paper, str(fig_id), entry["title"], entry["kind"], runs, tables)
+        return found
+
+    def figure_path(self, figure: Figure) -> str:
+        return f"{self.root}/{figure.paper}/figures/{figure.id}.pdf"
