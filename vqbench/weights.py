@@ -39,7 +39,7 @@ def locate(spec: PretrainedSpec) -> Path:
     if not path.is_file():
         raise MissingWeights(
             f"weights '{spec.filename}' are not in {path.parent}: fetch {spec.url} there "
-            f"(vqbench fetch-weights does), its SHA-256 starts with {spec.sha256_prefix}"
+            f"(vqbench fetch-weights does), its SHA-256 {_known_digest(spec)}"
         )
     return path
 
@@ -56,6 +56,12 @@ def check_weights(spec: PretrainedSpec, path: Path) -> str:
             f"{path} has SHA-256 {digest[:16]}..., expected {spec.sha256_prefix}...: remove it and fetch {spec.url} again"
         )
     return digest
+
+
+def _known_digest(spec: PretrainedSpec) -> str:
+    return (
+        f"starts with {spec.sha256_prefix}" if spec.sha256_prefix else "is not published and is recorded at first use"
+    )
 
 
 def fetch(bench: Bench, name: str) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from random_weights import write_inception, write_torchscript
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -91,26 +92,10 @@ def test_unknown_extractor_or_layer(classifier: nn.Module, field: str, value: st
         fidelity_extractor(judge, CPU, classifier=classifier)
 
 
-class _RandomInception(FeatureExtractorInceptionV3):
-    """The real architecture without its download."""
-
-    def load_state_dict(self, *_: Any, **__: Any) -> Any:
-        return None
-
-
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of Inception's true shapes, saved as torch-fidelity reads them."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.save({}, folder / "empty.pth")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = _RandomInception("random", ["2048"], feature_extractor_weights_path=str(folder / "empty.pth"))
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):  # torch's own start would let a signal fade to 1e-8 in so deep a network
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    torch.save(network.state_dict(), folder / "weights-inception-2015-12-05-6726825d.pth")
-    return folder / "weights-inception-2015-12-05-6726825d.pth"
+    return write_inception(tmp_path_factory.mktemp("weights") / "weights-inception-2015-12-05-6726825d.pth")
 
 
 def test_inception_with_weights_of_the_true_shape(inception: Path) -> None:
@@ -137,23 +122,10 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         fidelity_extractor(load_protocol("adm").judge, CPU, feature_extractor_weights_path=str(tmp_path / "other.pth"))
 
 
-# Inception's modules in the order in which torch-fidelity's forward calls them.
-TRUNK = [
-    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
-    *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
-    *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
-]
-
-
 @pytest.fixture
 def torchscript(tmp_path: Path, inception: Path) -> Path:
     """The same weights as clean-fid reads them: TorchScript with the trunk under ``layers``."""
-    network = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(inception))
-    whole = nn.Sequential()
-    whole.add_module("layers", nn.Sequential(*(network.get_submodule(name) for name in TRUNK), nn.Flatten()))
-    with warnings.catch_warnings(action="ignore"):
-        torch.jit.trace(whole.eval(), torch.zeros(1, 3, 299, 299), check_trace=False).save(str(tmp_path / TORCHSCRIPT))
-    return tmp_path / TORCHSCRIPT
+    return write_torchscript(tmp_path / TORCHSCRIPT, inception)
 
 
 def test_clean_fid_is_torch_fidelity_where_no_resize_is_needed(torchscript: Path, inception: Path) -> None:

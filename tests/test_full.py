@@ -1,0 +1,119 @@
+"""At full size: every distinct architecture takes one real optimizer step at batch 1, every model builds on meta.
+
+`make test-full`. The largest (1.0B parameters with Adam's state) needs about 17 GB of memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import lpips
+import numpy as np
+import pytest
+import torch
+
+from vqbench.data import Images
+from vqbench.generators.base import build_generator
+from vqbench.generators.training import GeneratorTask
+from vqbench.papers import bench
+from vqbench.specs import TrainingSpec
+from vqbench.tokenizers.base import build_tokenizer
+from vqbench.tokenizers.training import TokenizerTask
+from vqbench.training import Task, Trainer
+
+PAPER = bench("paper")
+# One of each architecture; runs that differ from it only in the number of codes are left out.
+TOKENIZERS = ["cq-k1024", "cq-k16384-512tokens", "cq-512px", "vqgan-k1024", "maskgit-k1024", "llamagen-d256",
+              "llamagen-d32", "llamagen-d8", "llamagen-d4"]  # fmt: skip
+GENERATORS = ["cq-b-k16384", "cq-b-512px", "cq-l-k16384", "cq-h-k16384"]
+
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def perceptual() -> lpips.LPIPS:
+    """LPIPS over VGG-16's true shapes, random weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval().requires_grad_(False)
+
+
+class Noise(Images):
+    """Random images of the right shape."""
+
+    def __init__(self, resolution: int) -> None:
+        self.resolution, self.labels = resolution, np.zeros(1, dtype=np.int64)
+
+    def plain(self, index: int) -> np.ndarray:
+        return np.random.default_rng(index).integers(0, 256, (self.resolution, self.resolution, 3), dtype=np.uint8)
+
+    def augmented(self, position: int, seed: int) -> tuple[np.ndarray, int]:
+        return self.plain(position), 0
+
+
+def one_step(task: Task, training: TrainingSpec, folder: Path) -> dict[str, float]:
+    """One step of the real loop, all players active; every parameter of the model must have moved or been offered to."""
+    trainer = Trainer(task, training, folder, seed=0, title="full size")
+    model = task.players["model"].module
+    # A scalar a parameter, not a copy: the largest model leaves no room for one.
+    before = {k: p.detach().double().sum().item() for k, p in model.named_parameters()}
+    named = trainer._one_step([task.examples(0, 1)])
+    after = {k: p.detach().double().sum().item() for k, p in model.named_parameters()}
+    moved = [k for k in before if before[k] != after[k]]
+    assert len(moved) > 0.9 * len(before), sorted(set(before) - set(moved))
+    return named
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.timeout(900)
+def test_a_tokenizer_takes_a_step(name: str, perceptual: lpips.LPIPS, tmp_path: Path) -> None:
+    spec = PAPER.tokenizers[name]
+    assert spec.training.discriminator
+    adversary = spec.training.discriminator.model_copy(update={"start_step": 0})
+    training = spec.training.model_copy(
+        update={"batch_size": 1, "micro_batch": 1, "steps": 1, "precision": "fp32", "discriminator": adversary}
+    )
+    spec = spec.model_copy(update={"training": training})
+    named = one_step(TokenizerTask(spec, Noise(spec.resolution), perceptual), training, tmp_path)
+    assert {*training.weights, "discriminator"} - {k for k, w in training.weights.items() if not w} <= set(named)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.timeout(900)
+def test_a_generator_takes_a_step(name: str, tmp_path: Path) -> None:
+    spec = PAPER.generators[name]
+    training = spec.training.model_copy(
+        update={"batch_size": 1, "micro_batch": 1, "steps": 1, "precision": "fp32", "ema_decay": 0.0}
+    )
+    spec = spec.model_copy(update={"training": training})
+    ids = np.random.default_rng(0).integers(0, spec.tokens.num_codes, (1, spec.tokens.num_tokens, 1))
+    named = one_step(GeneratorTask(spec, ids, np.array([7])), training, tmp_path)
+    assert named["cross_entropy"] == pytest.approx(np.log(spec.tokens.num_codes), rel=0.3)
+
+
+@pytest.mark.parametrize("name", PAPER.tokenizers)
+def test_every_tokenizer_builds_on_meta(name: str) -> None:
+    with torch.device("meta"):
+        model = build_tokenizer(PAPER.tokenizers[name])
+    assert model.quantizer.codebook().shape == (PAPER.tokenizers[name].tokens.num_codes, model.tokens.code_dim)
+
+
+@pytest.mark.parametrize("name", PAPER.generators)
+def test_every_generator_builds_on_meta_at_its_printed_size(name: str) -> None:
+    with torch.device("meta"):
+        counts = build_generator(PAPER.generators[name]).parameter_counts()
+    size = {"b": (305e6 * 0.99, 305e6 * 1.01), "l": (634e6 * 0.99, 634e6 * 1.01), "h": (1.00e9, 1.05e9)}
+    low, high = size[name.split("-")[1]]
+    assert low <= counts["blocks"] <= high
+    assert counts["vocabulary"] >= PAPER.generators[name].tokens.num_codes * PAPER.generators[name].options["width"]
