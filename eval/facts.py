@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -87,9 +88,11 @@ def count_text(count: int) -> str:
 
 
 def value_text(base: str, entry: Mapping[str, Any], printed: list[str]) -> str:
-    """A measured value with at least the digits that its column prints; percentages as ``97.0%``."""
+    """A measured value with at least the digits that its column prints, and three that count; percentages as ``97.0%``."""
     percent = entry["unit"] == "%"
     digits = max([DECIMALS.get(base, 1 if percent else 3), *map(_decimals, printed)])
+    if not percent and 0 < abs(entry["value"]) < 1:
+        digits = max(digits, 2 - math.floor(math.log10(abs(entry["value"]))))
     return f"{entry['value']:.{digits}f}{'%' if percent else ''}"
 
 

@@ -234,7 +234,7 @@ def test_a_failed_run_is_a_row_with_its_reason_and_the_stale_table_goes(ran: Pat
     shutil.copytree(ran, folder, symlinks=True)
     # A learning rate that makes the loss infinite, in one run of four.
     prepend(folder / "workflow" / "papers" / "cq.yaml", "num_codes: 1024}",
-            "num_codes: 1024, training: {weights: {l2: 1.0e+38}}}")  # fmt: skip
+            "num_codes: 1024, training: {weights: {l2: 1.0e+39}}}")  # fmt: skip
     done = snakemake(folder, "--keep-going", "results/tiny/table6b.csv", *TINY)
     assert done.returncode != 0
     assert not (folder / "results/tiny/table6b.csv").exists()

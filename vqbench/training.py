@@ -213,7 +213,7 @@ class Trainer:
                     f"the last good checkpoint is step {last} in {self.folder}. Lower the learning rate or its weight"
                 )
         (terms.total / parts).backward()
-        return values
+        return {k: v for k, v in values.items() if k in terms.named}
 
     def _update_ema(self) -> None:
         if self.ema:
