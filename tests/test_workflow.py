@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -250,6 +253,38 @@ def test_a_finished_store_is_published_again_not_trained_again(ran: Path) -> Non
     manifest.unlink()
     done = vqbench(ran, "train-tokenizer", "cq-k1024", "--scale", "tiny")
     assert "is finished already" in done.stderr and manifest.read_bytes() == before
+
+
+def test_the_same_step_twice_at_once_runs_once(clone: Path) -> None:
+    """Two processes start the same step: one does it, the other says so and stops; the result is whole."""
+    vqbench(clone, "check-dataset", "photos-tiny", "--scale", "tiny")
+    scale = clone / "workflow" / "scales" / "tiny.yaml"
+    network = clone / "workflow" / "pretrained.yaml"
+    network.write_text(network.read_text().replace("steps: 5\n", "steps: 300\n"))
+    assert scale.is_file()
+    command = [sys.executable, "-m", "vqbench.cli", "pretrained", "tiny-classifier", "--scale", "tiny"]
+    environment = {**os.environ, "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1"}
+    pair = [subprocess.Popen(command, cwd=clone, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    messages = [p.communicate(timeout=120)[1] for p in pair]
+    assert sorted(p.returncode for p in pair) == [0, 1], messages
+    loser = messages[[p.returncode for p in pair].index(1)]
+    assert "is being made by another process right now" in loser and "Traceback" not in loser
+
+
+def test_state_of_other_inputs_is_not_resumed(ran: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clone"
+    shutil.copytree(ran, folder, symlinks=True)
+    store = next((folder / "results/tiny/store/tokenizer/cq-k1024").glob("*/finished.json")).parent
+    before = (store / "model.safetensors").read_bytes()
+    (store / "finished.json").unlink()
+    (store / "state").mkdir()
+    (store / "state" / "inputs.json").write_text('{"dataset/photos-tiny": "another"}')
+    (store / "state" / "checkpoint-000000002.safetensors").write_bytes(b"of another run")
+    (folder / "results/tiny/tokenizers/cq-k1024/manifest.json").unlink()
+    done = vqbench(folder, "train-tokenizer", "cq-k1024", "--scale", "tiny")
+    assert done.returncode == 0, done.stderr
+    assert "its unfinished state is dropped" in done.stderr
+    assert (store / "model.safetensors").read_bytes() == before, "trained again, to the same bytes"
 
 
 def test_eval_only_names_what_is_missing_and_never_trains(ran: Path) -> None:

@@ -27,8 +27,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         _stop(str(error), 2)
     except UserError as error:
         _stop(str(error), 1)
-    except MemoryError:
-        _stop("out of memory; give the job more, or lower micro_batch or block in its spec", 1)
     except OSError as error:
         _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except BrokenPipeError:

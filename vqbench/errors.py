@@ -34,6 +34,10 @@ class Diverged(UserError):
     """A loss that became NaN or infinite; names the term and the last good checkpoint."""
 
 
+class OutOfMemory(UserError):
+    """The machine or the GPU had too little memory for a step."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?`` for the closest known name, else the list of all of them."""
     options = sorted(str(k) for k in known)

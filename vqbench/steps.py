@@ -7,6 +7,7 @@ it: training state, sample shards and finished weights survive a failed or re-ru
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -26,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from vqbench.artifacts import describe, read_json, verify, write_json
 from vqbench.closure import code_digest
-from vqbench.errors import ArtifactError, StaleSpec, UserError
+from vqbench.errors import ArtifactError, OutOfMemory, StaleSpec, UserError
 from vqbench.papers import KINDS, Bench, Key, Step, bench
 from vqbench.specs import canonical, digest_of
 
@@ -179,10 +180,13 @@ def _locked(job: Job) -> Path:
     (job.store / "failure.json").unlink(missing_ok=True)
     began = time.time()
     try:
+        _keep_state_of_these_inputs(job)
         facts = _implementation(job.key[0])(job)
-    except (UserError, MemoryError) as error:
-        reason = str(error) if isinstance(error, UserError) else "out of memory"
-        write_json(job.store / "failure.json", {"reason": reason, "key": "/".join(job.key)})
+    except Exception as error:
+        with contextlib.suppress(ArtifactError):  # a full disk must not hide the error itself
+            write_json(job.store / "failure.json", {"reason": _reason(error), "key": "/".join(job.key)})
+        if _reason(error) == "out of memory":
+            raise OutOfMemory("out of memory: give the job more, or lower micro_batch or block in its spec") from error
         raise
     manifest = _manifest(job, facts)
     run = _run_record(job, began)
@@ -190,6 +194,28 @@ def _locked(job: Job) -> Path:
     write_json(done, manifest)
     shutil.rmtree(job.store / "state", ignore_errors=True)
     return _publish(job, manifest, run)
+
+
+def _keep_state_of_these_inputs(job: Job) -> None:
+    """Training state made from other bytes (an input was made again) is not resumed: old and new would mix."""
+    record, inputs = job.state / "inputs.json", job.inputs()
+    if record.is_file() and read_json(record) == inputs:
+        return
+    if any(job.state.iterdir()):
+        print(f"vqbench: the inputs of {'/'.join(job.key)} changed; its unfinished state is dropped", file=sys.stderr)
+        shutil.rmtree(job.state)
+        job.state.mkdir()
+    write_json(record, inputs)
+
+
+def _reason(error: Exception) -> str:
+    """What a table's row says of a failed run."""
+    if isinstance(error, UserError):
+        return str(error)
+    out_of_memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    if out_of_memory or "can't allocate memory" in str(error):
+        return "out of memory"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _implementation(kind: str) -> Callable[[Job], dict[str, Any]]:
