@@ -12,10 +12,6 @@ configfile: "workflow/config.yaml"
 validate(config, "workflow/schemas/config.schema.yaml")
 
 
-# The jobs run in the environment that Snakemake itself runs in (requirements.lock).
-container: None
-
-
 report: "workflow/report/workflow.rst"
 
 

@@ -1,4 +1,4 @@
-# What every rule uses: the resolved papers, and how a rule asks them for inputs, digests and resources.
+# The resolved papers, and how the rules ask them for inputs, digests and resources.
 import functools
 import shlex
 import subprocess
@@ -9,7 +9,12 @@ from vqbench.errors import UserError
 from vqbench.eval.figure_inputs import figure_keys
 from vqbench.papers import bench, scale_of, scale_root, scales, score_keys
 
-VQBENCH = shlex.join([sys.executable, "-m", "vqbench.cli"])
+# `vqbench` in a shell command is the one beside the Python that reads this, activated or not. A prefix and no parameter:
+# the path of an environment must not re-run anything.
+shell.prefix(
+    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; set -euo pipefail; "
+)
+
 ROOTS = [scale_root(s) for s in scales()]
 
 
@@ -48,7 +53,7 @@ def bench_of(root):
 
 @user_errors
 def key_of(kind, wc):
-    """(kind, name) from a rule's wildcards, in the order in which the kind's name is written."""
+    """(kind, name) from a a job's wildcards, in the order in which the kind's name is written."""
     parts = [
         getattr(wc, w)
         for w in ("pretrained", "tokenizer", "samples", "generator", "dataset", "split")
@@ -99,3 +104,62 @@ def settle_tables():
                 [sys.executable, "-m", "vqbench.cli", "settle", "--scale", name],
                 check=False,
             )
+
+
+def table_of(wc):
+    found = bench_of(wc.root)
+    return found.tables[f"{getattr(wc, 'paper', 'cq')}/{wc.table}"]
+
+
+def table_inputs(wc):
+    found = bench_of(wc.root)
+    return [found.manifest(k) for k in found.table_keys(table_of(wc))]
+
+
+def figure_inputs(wc):
+    found = bench_of(wc.root)
+    return [
+        found.manifest(k)
+        for k in figure_keys(found, found.figures[f"{wc.paper}/{wc.figure}"])
+    ]
+
+
+def scores_inputs(wc):
+    found = bench_of(wc.root)
+    return [found.manifest(k) for k in score_keys(found)]
+
+
+# The scale that plain names stand for.
+NAMED = bench_of(
+    scale_root(config["scale"]) if config["scale"] in scales() else config["scale"]
+)
+
+
+def tables_of(paper=None, ablation=False):
+    found = [
+        t
+        for t in NAMED.tables.values()
+        if paper in (None, t.paper) and (t.ablation or not ablation)
+    ]
+    return [NAMED.table_path(t) for t in found]
+
+
+def figures_of(paper=None):
+    found = [f for f in NAMED.figures.values() if paper in (None, f.paper)]
+    return [NAMED.figure_path(f) for f in found]
+
+
+def everything():
+    """All tables, figures and scores of the scale; for `--report`, those that exist."""
+    wanted = [*tables_of(), *figures_of(), f"{NAMED.root}/scores.csv"]
+    return [p for p in wanted if Path(p).exists()] if "--report" in sys.argv else wanted
+
+
+def current_scores(wc):
+    """Scores that can be made from finished, current runs without training anything; names the others."""
+    ready, missing = NAMED.scorable(score_keys(NAMED), Path.cwd())
+    for key, reason in missing.items():
+        print(
+            f"vqbench: eval_only leaves out {'/'.join(key)}: {reason}", file=sys.stderr
+        )
+    return [NAMED.manifest(k) for k in ready]

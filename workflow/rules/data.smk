@@ -8,6 +8,8 @@ rule check_dataset:
         "{root}/logs/datasets/{dataset}.log",
     benchmark:
         "{root}/benchmarks/datasets/{dataset}.tsv"
+    conda:
+        "vqbench"
     threads: threads_of
     resources:
         mem_mb=asks("dataset", "mem_mb"),
@@ -17,7 +19,7 @@ rule check_dataset:
         scale=scale,
         digest=digest("dataset"),
     shell:
-        "{VQBENCH} check-dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench check-dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule pretrained:
@@ -29,6 +31,8 @@ rule pretrained:
         "{root}/logs/pretrained/{pretrained}.log",
     benchmark:
         "{root}/benchmarks/pretrained/{pretrained}.tsv"
+    conda:
+        "vqbench"
     threads: threads_of
     resources:
         mem_mb=asks("pretrained", "mem_mb"),
@@ -38,4 +42,4 @@ rule pretrained:
         scale=scale,
         digest=digest("pretrained"),
     shell:
-        "{VQBENCH} pretrained {wildcards.pretrained:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench pretrained {wildcards.pretrained:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"

@@ -8,6 +8,8 @@ rule reference:
         "{root}/logs/references/{dataset}/{split}.log",
     benchmark:
         "{root}/benchmarks/references/{dataset}/{split}.tsv"
+    conda:
+        "vqbench"
     threads: threads_of
     resources:
         mem_mb=asks("reference", "mem_mb"),
@@ -17,7 +19,7 @@ rule reference:
         scale=scale,
         digest=digest("reference"),
     shell:
-        "{VQBENCH} reference {wildcards.dataset:q} --split {wildcards.split} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench reference {wildcards.dataset:q} --split {wildcards.split} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule score_tokenizer:
@@ -29,6 +31,8 @@ rule score_tokenizer:
         "{root}/logs/scores/tokenizers/{tokenizer}/{dataset}.log",
     benchmark:
         "{root}/benchmarks/scores/tokenizers/{tokenizer}/{dataset}.tsv"
+    conda:
+        "vqbench"
     threads: threads_of
     resources:
         mem_mb=asks("tokenizer-scores", "mem_mb"),
@@ -38,7 +42,7 @@ rule score_tokenizer:
         scale=scale,
         digest=digest("tokenizer-scores"),
     shell:
-        "{VQBENCH} evaluate {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench evaluate {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule score_samples:
@@ -50,6 +54,8 @@ rule score_samples:
         "{root}/logs/scores/samples/{samples}.log",
     benchmark:
         "{root}/benchmarks/scores/samples/{samples}.tsv"
+    conda:
+        "vqbench"
     threads: threads_of
     resources:
         mem_mb=asks("sample-scores", "mem_mb"),
@@ -59,7 +65,7 @@ rule score_samples:
         scale=scale,
         digest=digest("sample-scores"),
     shell:
-        "{VQBENCH} evaluate {wildcards.samples:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench evaluate {wildcards.samples:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule probe:
@@ -71,6 +77,8 @@ rule probe:
         "{root}/logs/scores/probes/{tokenizer}.log",
     benchmark:
         "{root}/benchmarks/scores/probes/{tokenizer}.tsv"
+    conda:
+        "vqbench"
     threads: threads_of
     resources:
         mem_mb=asks("probe", "mem_mb"),
@@ -80,7 +88,7 @@ rule probe:
         scale=scale,
         digest=digest("probe"),
     shell:
-        "{VQBENCH} probe {wildcards.tokenizer:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench probe {wildcards.tokenizer:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule controls:
@@ -92,6 +100,8 @@ rule controls:
         "{root}/logs/scores/controls/{tokenizer}.log",
     benchmark:
         "{root}/benchmarks/scores/controls/{tokenizer}.tsv"
+    conda:
+        "vqbench"
     threads: threads_of
     resources:
         mem_mb=asks("controls", "mem_mb"),
@@ -101,4 +111,4 @@ rule controls:
         scale=scale,
         digest=digest("controls"),
     shell:
-        "{VQBENCH} controls {wildcards.tokenizer:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench controls {wildcards.tokenizer:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"

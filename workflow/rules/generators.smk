@@ -8,6 +8,8 @@ rule train_generator:
         "{root}/logs/generators/{generator}.log",
     benchmark:
         "{root}/benchmarks/generators/{generator}.tsv"
+    conda:
+        "vqbench"
     threads: threads_of
     resources:
         mem_mb=asks("generator", "mem_mb"),
@@ -17,7 +19,7 @@ rule train_generator:
         scale=scale,
         digest=digest("generator"),
     shell:
-        "{VQBENCH} train-generator {wildcards.generator:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench train-generator {wildcards.generator:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule sample:
@@ -29,6 +31,8 @@ rule sample:
         "{root}/logs/samples/{samples}.log",
     benchmark:
         "{root}/benchmarks/samples/{samples}.tsv"
+    conda:
+        "vqbench"
     threads: threads_of
     resources:
         mem_mb=asks("samples", "mem_mb"),
@@ -38,4 +42,4 @@ rule sample:
         scale=scale,
         digest=digest("samples"),
     shell:
-        "{VQBENCH} sample {wildcards.samples:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench sample {wildcards.samples:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"

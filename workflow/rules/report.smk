@@ -2,29 +2,6 @@
 PRINTED = "workflow/papers/reported.csv"
 
 
-def table_of(wc):
-    found = bench_of(wc.root)
-    return found.tables[f"{getattr(wc, 'paper', 'cq')}/{wc.table}"]
-
-
-def table_inputs(wc):
-    found = bench_of(wc.root)
-    return [found.manifest(k) for k in found.table_keys(table_of(wc))]
-
-
-def figure_inputs(wc):
-    found = bench_of(wc.root)
-    return [
-        found.manifest(k)
-        for k in figure_keys(found, found.figures[f"{wc.paper}/{wc.figure}"])
-    ]
-
-
-def scores_inputs(wc):
-    found = bench_of(wc.root)
-    return [found.manifest(k) for k in score_keys(found)]
-
-
 rule table:
     input:
         scores=table_inputs,
@@ -42,6 +19,8 @@ rule table:
         "{root}/logs/tables/cq-{table}.log",
     benchmark:
         "{root}/benchmarks/tables/cq-{table}.tsv"
+    conda:
+        "vqbench"
     resources:
         mem_mb=1000,
         runtime=10,
@@ -49,7 +28,7 @@ rule table:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).table_digest(table_of(wc)),
     shell:
-        "{VQBENCH} table cq/{wildcards.table} --scale {params.scale} 2> {log:q}"
+        "vqbench table cq/{wildcards.table} --scale {params.scale} 2> {log:q}"
 
 
 use rule table as paper_table with:
@@ -83,6 +62,8 @@ rule figure:
         "{root}/logs/figures/{paper}-{figure}.log",
     benchmark:
         "{root}/benchmarks/figures/{paper}-{figure}.tsv"
+    conda:
+        "vqbench"
     resources:
         mem_mb=2000,
         runtime=30,
@@ -90,7 +71,7 @@ rule figure:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).figure_digest(f"{wc.paper}/{wc.figure}"),
     shell:
-        "{VQBENCH} figure {wildcards.paper}/{wildcards.figure} --scale {params.scale} 2> {log:q}"
+        "vqbench figure {wildcards.paper}/{wildcards.figure} --scale {params.scale} 2> {log:q}"
 
 
 rule scores:
@@ -111,6 +92,8 @@ rule scores:
         "{root}/logs/tables/scores.log",
     benchmark:
         "{root}/benchmarks/tables/scores.tsv"
+    conda:
+        "vqbench"
     resources:
         mem_mb=1000,
         runtime=10,
@@ -118,4 +101,4 @@ rule scores:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).scores_digest(),
     shell:
-        "{VQBENCH} scores --scale {params.scale} 2> {log:q}"
+        "vqbench scores --scale {params.scale} 2> {log:q}"

@@ -8,6 +8,8 @@ rule train_tokenizer:
         "{root}/logs/tokenizers/{tokenizer}.log",
     benchmark:
         "{root}/benchmarks/tokenizers/{tokenizer}.tsv"
+    conda:
+        "vqbench"
     threads: threads_of
     resources:
         mem_mb=asks("tokenizer", "mem_mb"),
@@ -17,7 +19,7 @@ rule train_tokenizer:
         scale=scale,
         digest=digest("tokenizer"),
     shell:
-        "{VQBENCH} train-tokenizer {wildcards.tokenizer:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench train-tokenizer {wildcards.tokenizer:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule tokenize:
@@ -29,6 +31,8 @@ rule tokenize:
         "{root}/logs/tokens/{tokenizer}/{dataset}/{split}.log",
     benchmark:
         "{root}/benchmarks/tokens/{tokenizer}/{dataset}/{split}.tsv"
+    conda:
+        "vqbench"
     threads: threads_of
     resources:
         mem_mb=asks("tokens", "mem_mb"),
@@ -38,7 +42,7 @@ rule tokenize:
         scale=scale,
         digest=digest("tokens"),
     shell:
-        "{VQBENCH} tokenize {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --split {wildcards.split} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench tokenize {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --split {wildcards.split} --scale {params.scale} --expect {params.digest} 2> {log:q}"
 
 
 rule reconstruct:
@@ -50,6 +54,8 @@ rule reconstruct:
         "{root}/logs/reconstructions/{tokenizer}/{dataset}.log",
     benchmark:
         "{root}/benchmarks/reconstructions/{tokenizer}/{dataset}.tsv"
+    conda:
+        "vqbench"
     threads: threads_of
     resources:
         mem_mb=asks("reconstruction", "mem_mb"),
@@ -59,4 +65,4 @@ rule reconstruct:
         scale=scale,
         digest=digest("reconstruction"),
     shell:
-        "{VQBENCH} reconstruct {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench reconstruct {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
