@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.artifacts import read_json
-from vqbench.closure import code_digest
 from vqbench.errors import ArtifactError, SpecError, StaleSpec, nearest
 from vqbench.eval.facts import RowSpecs, fact_text, row_specs, value_text
 from vqbench.eval.protocols import metric_name
@@ -51,19 +50,7 @@ def open_scores(bench: Bench, key: Key, base: Path) -> Scores:
     data = read_json(done.file("scores.json"))
     protocol = data["protocol"]
     digest = data.get("protocol_digest") or digest_of(protocol)
-    return Scores(key, data["metrics"], protocol, digest, bench.manifest(key), accepted_keys(bench, key, base))
-
-
-def accepted_keys(bench: Bench, key: Key, base: Path) -> tuple[str, ...]:
-    """Those of `key` and its inputs that ``vqbench accept`` kept although their code has changed since."""
-    kept = [k for k in bench.with_upstream([key]) if "/".join(k) in bench.accepted]
-    return tuple("/".join(k) for k in kept if _made_by_other_code(bench, k, base / bench.manifest(k)))
-
-
-def _made_by_other_code(bench: Bench, key: Key, manifest: Path) -> bool:
-    made = read_json(manifest) if manifest.is_file() else {}
-    current: bool = made.get("code_digest") == code_digest(bench.step(key).roots)
-    return bool(made) and made["digest"] == bench.digest(key) and not current
+    return Scores(key, data["metrics"], protocol, digest, bench.manifest(key), tuple(bench.kept([key])))
 
 
 def state_of(bench: Bench, key: Key, base: Path) -> tuple[str, Scores | None]:

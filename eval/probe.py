@@ -64,7 +64,8 @@ def read_features(tokens: Finished, place: str) -> Labelled:
     labels = np.load(tokens.file("labels.npy"))
     if len(features) != len(labels):
         raise ArtifactError(f"{'/'.join(tokens.key)}: {len(features)} features, {len(labels)} labels; tokenize again")
-    return Labelled(features, labels)
+    plain = tokens.facts["images"]  # further views of the same images are the generators', not the probe's
+    return Labelled(features[:plain], labels[:plain])
 
 
 def build(channels: int, classes: int, seed: int) -> nn.Sequential:

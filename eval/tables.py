@@ -124,7 +124,7 @@ def _notes(bench: Bench, table: Table, found: MeasuredRow) -> list[str]:
             notes.append(f"{column}: reading of the printed cell is uncertain{f' ({cell.note})' if cell.note else ''}")
         notes += [f"{column} also printed as {other}" for other in also_printed(bench, table, found.row, column)]
     accepted = dict.fromkeys(key for scores in found.scores.values() for key in scores.accepted)
-    return notes + ([f"accepted under changed code: {', '.join(accepted)}"] if accepted else [])
+    return notes + ([f"accepted under changed code or spec: {', '.join(accepted)}"] if accepted else [])
 
 
 def write_table(bench: Bench, table: Table, base: Path, partial: bool = False, paper: Bench | None = None) -> Path:

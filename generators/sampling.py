@@ -29,6 +29,8 @@ from vqbench.steps import Job
 from vqbench.tokenizers.base import Tokenizer, open_tokenizer
 from vqbench.training import device
 
+# A fixed number, not what fits: it is part of how a block is computed. At 512 px a decoder map of 8 images is 1 GB.
+DECODED_AT_ONCE = 8
 OUTPUTS = ("samples.npz", "ids.npy")
 ASSEMBLED = "assembled.json"  # in the state folder: digests of the outputs, written before the shards go
 
@@ -121,14 +123,25 @@ def make_block(spec: SampleSpec, models: Models, block: int) -> dict[str, np.nda
     rng = torch_rng(spec.seed, "sample", block, device=models.device)
     tokens = models.generator.sample(torch.from_numpy(labels).to(models.device), rng, spec.sampler)  # (B, N, Q)
     ids = models.tokenizer.quantize(tokens).ids if tokens.is_floating_point() else tokens  # (B, N, Q)
-    images = models.tokenizer.decode_ids(ids)  # (B, 3, H, W)
-    if not images.isfinite().all():
+    images = decode(models.tokenizer, ids)  # (B, H, W, 3)
+    if images is None:
         raise Diverged(
             f"samples of '{spec.generator}': block {block} decoded to values that are not finite; the weights of the "
             "generator or its tokenizer are broken: look at their losses.csv and train again"
         )
     kept = min(spec.block, spec.count - block * spec.block)
-    return {"images": to_uint8(images)[:kept], "ids": ids.int().cpu().numpy()[:kept], "labels": labels[:kept]}
+    return {"images": images[:kept], "ids": ids.int().cpu().numpy()[:kept], "labels": labels[:kept]}
+
+
+def decode(tokenizer: Tokenizer, ids: torch.Tensor) -> np.ndarray | None:
+    """Ids (B, N, Q) -> uint8 (B, H, W, 3), a fixed number of images at a time; None where a value is not finite."""
+    found: list[np.ndarray] = []
+    for part in ids.split(DECODED_AT_ONCE):
+        images = tokenizer.decode_ids(part)  # (b, 3, H, W)
+        if not images.isfinite().all():
+            return None
+        found.append(to_uint8(images))
+    return np.concatenate(found)
 
 
 def shard_path(job: Job, block: int) -> Path:

@@ -48,9 +48,16 @@ def test_train_and_validation_share_no_pixel(name: str) -> None:
     spec = bench("demo").datasets[name]
     for photo in spec.images:
         whole = data.load_photo(photo)
-        scale = spec.short_side / min(whole.size)
+        (top, cut), (again, bottom) = (data.region_rows(whole.height, s) for s in ("train", "validation"))
+        assert (top, bottom) == (0, whole.height) and cut == again, "the regions tile the source rows, no overlap"
+        # Paint one split's rows: the other's region must not change by a single level.
         train, held = (data.photo_region(photo, spec.short_side, s) for s in ("train", "validation"))
-        assert train.shape[0] + held.shape[0] == round(whole.height * scale), "the regions tile the rows, no overlap"
+        painted = np.asarray(whole).copy()
+        painted[cut:] = 255 - painted[cut:]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data, "load_photo", lambda _, image=painted: Image.fromarray(image))
+            assert np.array_equal(data.photo_region.__wrapped__(photo, spec.short_side, "train"), train)
+            assert not np.array_equal(data.photo_region.__wrapped__(photo, spec.short_side, "validation"), held)
         assert min(*train.shape[:2], *held.shape[:2]) >= spec.resolution
 
 

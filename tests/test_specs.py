@@ -55,6 +55,13 @@ def samples(**entry: Any) -> Edit:
         (tokenizer(recipe="chanel"), r"unknown recipe 'chanel/paper'; did you mean 'channel/paper'"),
         (tokenizer(downsample=5), r"downsample 5 does not divide the resolution 32"),
         (tokenizer(training={"batch_sise": 4}), r"unknown key 'training.batch_sise'; did you mean 'batch_size'"),
+        (tokenizer(training=3), r"'training' is 3: expected a mapping"),
+        (
+            tokenizer(training={"weights": {"adversarail": 1.0}}),
+            r"unknown term 'adversarail'; did you mean 'adversarial'",
+        ),
+        (tokenizer(dataset="coco-val2017"), r"data set 'photos-ood' has no split 'train'"),
+        (lambda d: d["tokenizers"].update(mine="channel"), r"tokenizer 'mine': is 'channel': expected a mapping"),
         (
             tokenizer(training={"optimizer": {"beta": 1}}),
             r"unknown key 'training.optimizer.beta'; did you mean 'betas'",
@@ -76,6 +83,19 @@ def test_a_mistake_is_named_with_its_mend(workflow: Path, edit: Edit, message: s
 def test_steps_of_zero(workflow: Path, count: int) -> None:
     with pytest.raises(SpecError, match=rf"'steps' is {count}: input should be greater than 0"):
         edited(workflow, tokenizer(training={"steps": count}), scale="paper")
+
+
+def test_an_epoch_that_is_no_number(workflow: Path) -> None:
+    with pytest.raises(SpecError, match="'warmup_epochs' is 'x': input should be a number"):
+        edited(workflow, tokenizer(training={"schedule": {"warmup_epochs": "x"}}), scale="paper")
+
+
+def test_an_entry_s_way_of_saying_it_replaces_the_recipe_s(workflow: Path) -> None:
+    """VQGAN's recipe prints a start step; an entry may give an epoch instead."""
+    edit = tokenizer(family="vq", recipe="vqgan", training={"discriminator": {"start_epoch": 1}, "steps": 10**6})
+    training = edited(workflow, edit, scale="paper").tokenizers["mine"].training
+    assert training.steps == 10**6 and training.discriminator
+    assert training.discriminator.start_step == round(1_281_167 / training.batch_size)
 
 
 def test_a_table_row_that_names_no_run(workflow: Path) -> None:

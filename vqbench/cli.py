@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         _stop(str(error), 2)
     except UserError as error:
         _stop(str(error), 1)
-    except OSError as error:
-        _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
 
 
 def _stop(message: str, status: int) -> None:
@@ -75,7 +75,8 @@ def _add_reading(verbs: argparse._SubParsersAction) -> None:  # type: ignore[typ
     plan = _verb(verbs, "plan", _plan, "The runs that a target needs, what is done, and what the rest costs.",
                  "plan results/table2.csv")  # fmt: skip
     plan.add_argument("target", help="a table's or figure's path, a paper, or a run's id")
-    plan.add_argument("--tflops", type=float, default=150.0, help="sustained TFLOP/s of one GPU (assumed: 150)")
+    plan.add_argument("--tflops", type=float, default=150.0, help="sustained TFLOP/s of a GPU in bf16 (assumed: 150)")
+    plan.add_argument("--tflops-fp32", type=float, default=15.0, help="the same in fp32 without TF32 (assumed: 15)")
     _scaled(plan)
     doctor = _verb(
         verbs, "doctor", _doctor, "What this machine lacks for a target, with the mend.", "doctor results/table2.csv"
@@ -95,7 +96,7 @@ def _plan(args: argparse.Namespace) -> None:
     from vqbench.plan import plan
 
     found, keys = _target(args)
-    print(plan(found, keys, Path.cwd(), args.tflops))
+    print(plan(found, keys, Path.cwd(), args.tflops, args.tflops_fp32))
 
 
 def _target(args: argparse.Namespace) -> tuple[Bench, list[Key]]:
@@ -213,20 +214,18 @@ def _table(args: argparse.Namespace) -> None:
     from vqbench.eval.tables import write_table
 
     found = bench(args.scale)
-    if args.name not in found.tables:
-        raise SpecError(f"no table '{args.name}'; {nearest(args.name, found.tables)}")
-    write_table(found, found.tables[args.name], Path.cwd())
-    print(found.table_path(found.tables[args.name]))
+    table = found.table(args.name)
+    write_table(found, table, Path.cwd())
+    print(found.table_path(table))
 
 
 def _figure(args: argparse.Namespace) -> None:
     from vqbench.eval.figures import draw
 
     found = bench(args.scale)
-    if args.name not in found.figures:
-        raise SpecError(f"no figure '{args.name}'; {nearest(args.name, found.figures)}")
-    draw(found, found.figures[args.name], Path.cwd())
-    print(found.figure_path(found.figures[args.name]))
+    figure = found.figure(args.name)
+    draw(found, figure, Path.cwd())
+    print(found.figure_path(figure))
 
 
 def _scores(args: argparse.Namespace) -> None:
@@ -239,13 +238,19 @@ def _scores(args: argparse.Namespace) -> None:
 
 
 def _settle(args: argparse.Namespace) -> None:
+    from vqbench.eval.scoreboard import scores_path, write_scores
     from vqbench.eval.tables import check_tables, write_table
+    from vqbench.papers import score_keys
 
-    found = bench(args.scale)
-    check_tables(found, Path.cwd())
+    found, base = bench(args.scale), Path.cwd()
+    check_tables(found, base)
     for table in found.tables.values() if args.write else ():
-        if all(found.is_current(k, Path.cwd()) for k in found.table_keys(table)):
-            write_table(found, table, Path.cwd())
+        if all(found.is_current(k, base) for k in found.table_keys(table)):
+            write_table(found, table, base)
+    if not all(found.is_current(k, base) for k in score_keys(found)):
+        (base / scores_path(found)).unlink(missing_ok=True)  # as with tables: never half old, half new
+    elif args.write:
+        write_scores(found, base, score_keys(found))
 
 
 def _accept(args: argparse.Namespace) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from vqbench.errors import SpecError
+
 PACKAGE = Path(__file__).resolve().parent
 
 # Modules that cannot change a number: they report, name files or check them. Left out of every digest.
@@ -64,6 +66,8 @@ def _imports(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.split(".")[0] == "vqbench")
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            raise SpecError(f"relative imports are not followed: write 'from vqbench...' (line {node.lineno})")
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "vqbench":
             yield node.module
             yield from (f"{node.module}.{a.name}" for a in node.names)

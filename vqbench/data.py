@@ -134,11 +134,17 @@ class PhotoImages(Images):
 def photo_region(name: str, short_side: int, split: str) -> np.ndarray:
     """The part of an embedded photograph that belongs to a split, uint8 (h, w, 3)."""
     photo = load_photo(name)
+    top, bottom = region_rows(photo.height, split)
     scale = short_side / min(photo.size)
-    photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS)
-    pixels = np.asarray(photo)
-    cut = round(pixels.shape[0] * TRAIN_SHARE)
-    return np.ascontiguousarray(pixels[:cut] if split == "train" else pixels[cut:])
+    part = photo.crop((0, top, photo.width, bottom))  # cut first: a resize after it cannot carry pixels across
+    size = (round(photo.width * scale), round((bottom - top) * scale))
+    return np.asarray(part.resize(size, Image.Resampling.LANCZOS))
+
+
+def region_rows(height: int, split: str) -> tuple[int, int]:
+    """Rows ``top .. bottom`` of a photograph that belong to a split."""
+    cut = round(height * TRAIN_SHARE)
+    return (0, cut) if split == "train" else (cut, height)
 
 
 def load_photo(name: str) -> Image.Image:
@@ -288,9 +294,12 @@ def check_dataset(spec: DatasetSpec, split: str, workers: int | None = None) -> 
 
 def _decode_all(folder: Path, index: dict[str, Any], workers: int | None) -> Iterator[tuple[str, int, str]]:
     paths = [folder / name for name in index["files"]]
-    with ProcessPoolExecutor(workers) as pool:
+    pool = ProcessPoolExecutor(workers)
+    try:
         digests = pool.map(_digest_image, paths, chunksize=64)
         yield from zip(index["files"], index["labels"], digests, strict=True)
+    finally:  # the first bad image ends the check: what is still queued is not decoded
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _digest_image(path: Path) -> str:
@@ -313,6 +322,12 @@ def run(job: Job) -> dict[str, Any]:
             facts["images"][split] = spec.sizes[split]
         else:
             index = check_dataset(spec, split)
+            found = len(index["files"]) + len(index["skipped"])
+            if found != spec.sizes[split]:
+                raise DataError(
+                    f"data set {job.key[1]}/{split} holds {found} images, its entry says {spec.sizes[split]}; "
+                    "complete the folder, or mend 'sizes' in workflow/datasets.yaml"
+                )
             facts["images"][split] = len(index["files"])
         facts["skipped"][split] = len(index["skipped"])
         write_json(job.store / f"{split}.json", index)

@@ -44,6 +44,9 @@ KINDS = {
     "controls": ("scores/controls", "vqbench.eval.controls"),
 }
 
+# Parts of a kind's name, where it has more than one: tokens are of a tokenizer, a data set and a split.
+PARTS = {"tokens": 3, "reconstruction": 2, "reference": 2, "tokenizer-scores": 2}
+
 # Kinds that eval_only never makes: they train or sample.
 TRAINED = {"pretrained", "tokenizer", "generator", "samples"}
 
@@ -98,8 +101,10 @@ class Graph:
         kind, name = key
         if kind not in KINDS:
             raise SpecError(f"unknown kind '{kind}'; {nearest(kind, KINDS)}")
-        make = getattr(self, "_step_" + kind.replace("-", "_"))
-        spec, families, upstream = make(*name.split("/"))
+        make, parts = getattr(self, "_step_" + kind.replace("-", "_")), name.split("/")
+        if len(parts) != PARTS.get(kind, 1):
+            raise SpecError(f"'{name}' does not name a {kind}: expected {PARTS.get(kind, 1)} parts between slashes")
+        spec, families, upstream = make(*parts)
         return Step(kind, name, spec, (KINDS[kind][1], *families), tuple(upstream))
 
     def _get(self, kind: str, runs: Mapping[str, Spec], name: str) -> Any:
@@ -204,6 +209,17 @@ class Graph:
             kept = self.accepted.get("/".join(key), {})
             self._digests[key] = kept["digest"] if kept.get("current") == now else now
         return self._digests[key]
+
+    def keep(self, key: Key, digest: str, reason: str) -> None:
+        """Let `key` keep the digest that it was made with, for as long as its own now stays what it is."""
+        self.accepted["/".join(key)] = {"digest": digest, "current": self.digest(key), "reason": reason}
+        self._digests.clear()
+
+    def kept(self, keys: Iterable[Key]) -> dict[str, str]:
+        """Those of `keys` and their inputs that stand under changed code or spec, with the reason given."""
+        names = {"/".join(k): k for k in self.with_upstream(keys)}
+        entries = {n: self.accepted[n] for n in names if n in self.accepted}
+        return {n: e["reason"] for n, e in entries.items() if self.digest(names[n]) == e["digest"]}
 
     def folder(self, key: Key) -> str:
         """Folder of a key's manifest, relative to the clone."""

@@ -68,8 +68,10 @@ class Bench(Products):
                     raise SpecError(
                         f"{where}: the id is taken by {self._owner[run_id]}.yaml; ids are unique across papers"
                     )
+                if not isinstance(entry, dict):
+                    raise SpecError(f"{where}: is {entry!r}: expected a mapping such as {{family: ...}}")
                 self._owner[run_id] = paper
-                self._read_run(kind, run_id, dict(entry or {}), where)
+                self._read_run(kind, run_id, dict(entry), where)
 
     def _read_run(self, kind: str, run_id: str, entry: dict[str, Any], where: str) -> None:
         entry.pop("tables", None), entry.pop("label", None)

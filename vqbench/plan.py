@@ -9,6 +9,8 @@ from vqbench.errors import SpecError, nearest
 from vqbench.papers import Bench, Key, bench, scale_of, score_keys
 from vqbench.specs import GeneratorSpec, SampleSpec, TokenizerSpec
 
+# Copies of the weights on disk while training: the result, and two checkpoints of weights, EMA and Adam's two moments.
+PEAK = 9
 WHAT = ("tokenizers", "generators", "samples", "tables", "figures")
 
 
@@ -68,11 +70,12 @@ def target_keys(target: str, scale: str) -> tuple[Bench, list[Key]]:
     raise SpecError(f"no target '{target}'; {nearest(target, known)}")
 
 
-def plan(found: Bench, keys: list[Key], base: Path, tflops: float) -> str:
+def plan(found: Bench, keys: list[Key], base: Path, tflops: float, tflops_fp32: float) -> str:
     """A table of the runs behind `keys`: state, images seen, GPU-hours, disk; then their sums.
 
     GPU-hours are floating-point operations of the real architecture, counted by torch on the meta device, over an
-    assumed sustained rate; they are an estimate and say so.
+    assumed sustained rate (`tflops` for bf16 recipes, `tflops_fp32` for all else); an estimate, and it says so. Disk is
+    at its peak: while a run trains it keeps two checkpoints with the optimizer's moments and the EMA.
     """
     lines = [f"{'run':34} {'state':9} {'images seen':>14} {'GPU-hours':>10} {'disk GB':>8}"]
     sums = [0.0, 0.0]
@@ -83,13 +86,13 @@ def plan(found: Bench, keys: list[Key], base: Path, tflops: float) -> str:
         state = (
             "done" if found.is_current(key, base) else "outdated" if (base / found.manifest(key)).exists() else "to do"
         )
-        hours = flops / (tflops * 1e12) / 3600
+        half = getattr(getattr(found.step(key).spec, "training", None), "precision", "fp32") == "bf16"
+        hours = flops / ((tflops if half else tflops_fp32) * 1e12) / 3600
         if state != "done":
             sums = [sums[0] + hours, sums[1] + size / 1e9]
         lines.append(f"{'/'.join(key):34} {state:9} {seen:14,} {hours:10.1f} {size / 1e9:8.2f}")
-    lines.append(
-        f"to do: about {sums[0]:,.0f} GPU-hours and {sums[1]:,.1f} GB, estimated at {tflops:g} sustained TFLOP/s a GPU"
-    )
+    rates = f"{tflops:g} sustained TFLOP/s a GPU in bf16, {tflops_fp32:g} in fp32"
+    lines.append(f"to do: about {sums[0]:,.0f} GPU-hours and {sums[1]:,.1f} GB, estimated at {rates}")
     return "\n".join(lines)
 
 
@@ -103,11 +106,11 @@ def estimate(found: Bench, key: Key) -> tuple[int, float, float]:
         forward, adversary, weights = _tokenizer_flops(spec)
         # A backward pass costs two forwards; the perceptual network is counted with the tokenizer, the discriminator
         # runs on the reconstruction (with backward) and on real and fake (with backward) once it has started.
-        return seen, seen * (3 * forward + 9 * max(0.0, share) * adversary), weights
+        return seen, seen * (3 * forward + 9 * max(0.0, share) * adversary), PEAK * weights
     if kind == "generator":
         seen = spec.training.steps * spec.training.batch_size
         blocks, vocabulary = generator_counts(spec)
-        return seen, 6.0 * (blocks + vocabulary) * spec.tokens.num_tokens * seen, 4.0 * (blocks + vocabulary)
+        return seen, 6.0 * (blocks + vocabulary) * spec.tokens.num_tokens * seen, PEAK * 4.0 * (blocks + vocabulary)
     if kind == "samples":
         return _samples_estimate(found, spec)
     images = found.datasets[spec.dataset].sizes[spec.split] * (spec.views if kind == "tokens" else 1)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vqbench.closure import code_digest
+from vqbench.closure import code_digest, module_file
 from vqbench.errors import SpecError, nearest
 from vqbench.graph import Graph, Key
 from vqbench.specs import digest_of
@@ -57,11 +57,34 @@ class Products(Graph):
                 found[f"{paper}/{table_id}"] = self._table(paper, str(table_id), dict(entry))
         return found
 
+    def table(self, name: str) -> Table:
+        """A table by ``<paper>/<id>``.
+
+        Raises:
+            SpecError: none is declared under that name.
+        """
+        if name not in self.tables:
+            raise SpecError(f"no table '{name}'; {nearest(name, self.tables)}")
+        return self.tables[name]
+
+    def figure(self, name: str) -> Figure:
+        """A figure by ``<paper>/<id>``.
+
+        Raises:
+            SpecError: none is declared under that name.
+        """
+        if name not in self.figures:
+            raise SpecError(f"no figure '{name}'; {nearest(name, self.figures)}")
+        return self.figures[name]
+
     def _table(self, paper: str, table_id: str, entry: dict[str, Any]) -> Table:
         where = f"{paper}.yaml: table '{table_id}'"
         for key in entry:
             if key not in (known := {"title", "columns", "rows", "ablation"}):
                 raise SpecError(f"{where}: unknown key '{key}'; {nearest(key, known)}")
+        for key in ("title", "columns"):
+            if key not in entry:
+                raise SpecError(f"{where}: key '{key}' is missing")
         rows = [self._row(label, dict(run), where) for label, run in (entry.get("rows") or {}).items()]
         for owner, data in self.papers.items():
             for run_id, run in (data.get("tokenizers") or {}).items():
@@ -120,13 +143,29 @@ class Products(Graph):
         return list(dict.fromkeys(k for row in table.rows for k in self.row_keys(table, row)))
 
     def table_digest(self, table: Table) -> str:
-        """What a table is made from, its scores aside: its declaration and the code that writes it."""
-        body = {"columns": table.columns, "rows": [[r.label, dict(r.run), r.status] for r in table.rows]}
-        return digest_of({"table": body, "title": table.title, "code": code_digest(["vqbench.eval.tables"])})
+        """What a table is made from, its scores aside: its declaration, its runs' specs, and the code that writes it."""
+        rows = [[r.label, dict(r.run), r.status, [digest_of(s) for s in self._row_specs(r)]] for r in table.rows]
+        families = {
+            f"vqbench.generators.{s.family}" for r in table.rows for s in self._row_specs(r) if hasattr(s, "family")
+        }
+        code = code_digest(["vqbench.eval.tables", *sorted(f for f in families if module_file(f))])
+        body = {"title": table.title, "columns": table.columns, "rows": rows, "about": self.overlay.about}
+        return digest_of({"table": body, "code": code, "kept": self.kept(self.table_keys(table))})
+
+    def _row_specs(self, row: Row) -> list[Any]:
+        """The specs that a row's facts are read from."""
+        specs: list[Any] = []
+        if "samples" in row.run:
+            specs.append(self.samples[row.run["samples"]])
+        generator = specs[0].generator if specs else row.run.get("generator")
+        if generator:
+            specs.append(self.generators[generator])
+        tokenizer = specs[-1].tokenizer if specs else row.run.get("tokenizer")
+        return [*specs, self.tokenizers[tokenizer]] if tokenizer else specs
 
     def figure_digest(self, name: str) -> str:
         """What a figure is made from, its runs aside."""
-        figure = self.figures[name]
+        figure = self.figure(name)
         body = {"kind": figure.kind, "title": figure.title, "runs": {k: list(v) for k, v in figure.runs.items()}}
         return digest_of({"figure": body, "code": code_digest(["vqbench.eval.figures"])})
 

@@ -70,9 +70,18 @@ def _mapped(table: Mapping[Any, Any], value: Any) -> Any:
     return table.get(value, value) if isinstance(value, int | float | str) else value
 
 
+# Different ways to say one thing: what an overlay or entry says in one way replaces what the recipe says in another.
+SAME = (
+    {"steps", "epochs"},
+    {"start_step", "start_epoch", "start_share"},
+    {"warmup_steps", "warmup_epochs", "warmup_share"},
+)
+
+
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings merged, `over` winning; a value of None removes a key."""
-    merged = dict(base)
+    replaced = {k for group in SAME if group & over.keys() for k in group}
+    merged = {k: v for k, v in base.items() if k not in replaced}
     for key, value in over.items():
         if value is None:
             merged.pop(key, None)
@@ -120,19 +129,19 @@ def resolve_training(recipe: Mapping[str, Any], images: int, where: str) -> dict
     data.setdefault("steps", round((epochs or 0) * per_epoch))
     for part, name in (("discriminator", "start_step"), ("schedule", "warmup_steps")):
         if isinstance(data.get(part), dict):
-            _to_steps(data[part], name, per_epoch, data["steps"])
+            _to_steps(data[part], name, per_epoch, data["steps"], where)
     data.setdefault("micro_batch", data.get("batch_size"))
     return data
 
 
-def _to_steps(part: dict[str, Any], name: str, per_epoch: float, steps: int) -> None:
+def _to_steps(part: dict[str, Any], name: str, per_epoch: float, steps: int, where: str) -> None:
     """``start_epoch: 10`` or ``start_share: 0.5`` -> ``start_step``; likewise ``warmup_...``."""
     stem = name.split("_")[0]
-    for key in (f"{stem}_epoch", f"{stem}_epochs"):
+    for key, unit in ((f"{stem}_epoch", per_epoch), (f"{stem}_epochs", per_epoch), (f"{stem}_share", steps)):
         if key in part:
-            part.setdefault(name, round(part.pop(key) * per_epoch))
-    if f"{stem}_share" in part:
-        part[name] = round(part.pop(f"{stem}_share") * steps)
+            if not isinstance(part[key], int | float) or part[key] < 0:
+                raise SpecError(f"{where}: '{key}' is {part[key]!r}: input should be a number, 0 or more")
+            part[name] = round(part.pop(key) * unit)
 
 
 def resolve_tokenizer(
@@ -153,8 +162,8 @@ def resolve_tokenizer(
     _check_options(checked, {"downsample": 16, **defaults}, where)
     options = overlay.options("tokenizers", family, checked)
     downsample = options.pop("downsample")
-    recipe = _merge(recipe, common.get("training", {}))
-    recipe = overlay.training("tokenizers", family, recipe)
+    recipe = overlay.training("tokenizers", family, _merge(recipe, common.get("training", {})))
+    _check_terms(recipe.get("weights", {}), {*TERMS, *own["literals"].get("TERMS", ())}, where)
     tokens = _token_spec(own["literals"], options, dataset.resolution, downsample, where)
     data = {
         "family": family, "dataset": dataset_id, "resolution": dataset.resolution, "downsample": downsample,
@@ -187,6 +196,7 @@ def resolve_generator(
     _check_accepts(own["literals"], tokenizer.tokens, f"{where}: family '{family}' cannot take tokenizer '{name}'")
     dataset = datasets[tokenizer.dataset]
     recipe = _merge(recipe_of(recipes, common.get("recipe", family), where), common.get("training", {}))
+    _check_terms(recipe.get("weights", {}), {"cross_entropy", *own["literals"].get("TERMS", ())}, where)
     recipe = overlay.training("generators", family, recipe)
     recipe.pop("options", None)
     options = {**own["literals"]["OPTIONS"], **own["options"]}
@@ -242,6 +252,8 @@ def _split(entry: dict[str, Any], common: set[str], room: Room, where: str) -> d
     if not family:
         raise SpecError(f"{where}: key 'family' is missing; known: {', '.join(families(room))}")
     found = family_literals(room, family, where)
+    if not isinstance(entry.get("training", {}), Mapping):
+        raise SpecError(f"{where}: 'training' is {entry['training']!r}: expected a mapping")
     rest = {k: v for k, v in entry.items() if k not in common}
     for key in rest:
         if key not in found["OPTIONS"]:
@@ -287,7 +299,19 @@ def _dataset_id(common: Mapping[str, Any], datasets: Mapping[str, DatasetSpec], 
     name = overlay.dataset(common["dataset"])
     if name not in datasets:
         raise SpecError(f"{where}: unknown data set '{name}'; {nearest(name, datasets)}")
+    if "train" not in datasets[name].sizes:
+        raise SpecError(f"{where}: data set '{name}' has no split 'train'; it can only be scored on")
     return name
+
+
+# Terms that every tokenizer's training knows; a family with more names them in its literal ``TERMS``.
+TERMS = ("l1", "l2", "codebook", "commitment", "entropy", "perceptual", "adversarial")
+
+
+def _check_terms(weights: Mapping[str, Any], known: set[str], where: str) -> None:
+    for name in weights:
+        if name not in known:
+            raise SpecError(f"{where}: the recipe weighs an unknown term '{name}'; {nearest(name, known)}")
 
 
 def _token_spec(found: Mapping[str, Any], options: Mapping[str, Any], resolution: int, f: int, where: str) -> TokenSpec:

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from vqbench.artifacts import describe, read_json, verify, write_json
 from vqbench.closure import code_digest
 from vqbench.errors import ArtifactError, OutOfMemory, StaleSpec, UserError
-from vqbench.papers import KINDS, Bench, Key, Step, bench
+from vqbench.papers import KINDS, Bench, Key, Step, bench, score_keys
 from vqbench.specs import canonical, digest_of
 
 STATE = ("state", ".lock", "failure.json", "finished.json", "run.json")  # names in a store that are not outputs
@@ -70,7 +70,8 @@ class Job:
         self.spec: Any = self.step.spec
         self.digest = self.bench.digest(key)
         self.store = self.base / self.bench.root / "store" / key[0] / key[1] / self.digest[:16]
-        self._done = 0
+        # As it is when the job starts: an edit made while it runs must not be recorded as what ran.
+        self.code = code_digest(self.step.roots)
 
     @cached_property
     def state(self) -> Path:
@@ -143,26 +144,31 @@ def run_step(kind: str, name: str, scale: str, expect: str | None = None, base: 
 
 
 def accept(key: Key, scale: str, reason: str, base: Path | None = None) -> str:
-    """Keep a finished run under changed code or spec: its digest stays what it was, tables show the reason.
+    """Keep a finished run, and all that was made from it, under changed code or spec; tables name what was kept.
 
     Raises:
         ArtifactError: the run is not finished.
         UserError: nothing changed.
     """
     base = base or Path.cwd()
-    found = bench(scale)
+    found = Bench(scale)
     manifest = read_json(base / found.manifest(key))
     if manifest["digest"] == found.digest(key):
         raise UserError(f"{'/'.join(key)} is current; there is nothing to accept")
-    path = base / found.root / "accepted.json"
-    entry = {"digest": manifest["digest"], "current": found.digest(key), "reason": reason}
-    write_json(path, {**found.accepted, "/".join(key): entry})
-    return f"accepted {'/'.join(key)} as {manifest['digest'][:12]}: {reason}"
+    kept = []
+    for one in found.with_upstream(score_keys(found)):  # needs first: what follows depends on what was kept before
+        if key in found.with_upstream([one]) and (base / found.manifest(one)).is_file():
+            made = read_json(base / found.manifest(one))["digest"]
+            if made != found.digest(one):
+                found.keep(one, made, reason)
+                kept.append("/".join(one))
+    write_json(base / found.root / "accepted.json", found.accepted)
+    return f"accepted under changed code or spec ({reason}): {', '.join(kept)}"
 
 
 def _locked(job: Job) -> Path:
-    for leftover in job.store.glob(".*"):  # half-written files of a killed process; we hold the lock
-        if leftover.name != ".lock":
+    for leftover in job.store.rglob(".*"):  # half-written files of a killed process; we hold the lock
+        if leftover.name != ".lock" and leftover.is_file():
             leftover.unlink()
     done = job.store / "finished.json"
     if done.is_file():
@@ -179,8 +185,9 @@ def _locked(job: Job) -> Path:
             return _publish(job, manifest, read_json(job.store / "run.json"))
     (job.store / "failure.json").unlink(missing_ok=True)
     began = time.time()
+    inputs = job.inputs()
     try:
-        _keep_state_of_these_inputs(job)
+        _keep_state_of_these_inputs(job, inputs)
         facts = _implementation(job.key[0])(job)
     except Exception as error:
         with contextlib.suppress(ArtifactError):  # a full disk must not hide the error itself
@@ -188,7 +195,7 @@ def _locked(job: Job) -> Path:
         if _reason(error) == "out of memory":
             raise OutOfMemory("out of memory: give the job more, or lower micro_batch or block in its spec") from error
         raise
-    manifest = _manifest(job, facts)
+    manifest = _manifest(job, facts, inputs)
     run = _run_record(job, began)
     write_json(job.store / "run.json", run)
     write_json(done, manifest)
@@ -196,9 +203,9 @@ def _locked(job: Job) -> Path:
     return _publish(job, manifest, run)
 
 
-def _keep_state_of_these_inputs(job: Job) -> None:
+def _keep_state_of_these_inputs(job: Job, inputs: dict[str, str]) -> None:
     """Training state made from other bytes (an input was made again) is not resumed: old and new would mix."""
-    record, inputs = job.state / "inputs.json", job.inputs()
+    record = job.state / "inputs.json"
     if record.is_file() and read_json(record) == inputs:
         return
     if any(job.state.iterdir()):
@@ -223,7 +230,7 @@ def _implementation(kind: str) -> Callable[[Job], dict[str, Any]]:
     return function
 
 
-def _manifest(job: Job, facts: dict[str, Any]) -> dict[str, Any]:
+def _manifest(job: Job, facts: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
     files = [
         str(p.relative_to(job.store))
         for p in job.store.rglob("*")
@@ -231,8 +238,8 @@ def _manifest(job: Job, facts: dict[str, Any]) -> dict[str, Any]:
     ]
     body = {
         "kind": job.key[0], "name": job.key[1], "scale": job.scale, "digest": job.digest,
-        "spec": read_spec(job.spec), "spec_digest": digest_of(job.spec), "code_digest": code_digest(job.step.roots),
-        "inputs": job.inputs(), "outputs": describe(job.store, files), "facts": facts,
+        "spec": read_spec(job.spec), "spec_digest": digest_of(job.spec), "code_digest": job.code,
+        "inputs": inputs, "outputs": describe(job.store, files), "facts": facts,
         "seed": read_spec(job.spec).get("seed", 0), "store": str(job.store.relative_to(job.base)),
     }  # fmt: skip
     return body | {"self": digest_of(body)}

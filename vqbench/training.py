@@ -27,7 +27,7 @@ from vqbench.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from vqbench.errors import Diverged
+from vqbench.errors import Diverged, UserError
 from vqbench.progress import Progress
 from vqbench.seeds import derive, torch_rng
 from vqbench.specs import OptimizerSpec, ScheduleSpec, TrainingSpec
@@ -67,7 +67,9 @@ class Task(ABC):
 
 
 def device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """The GPU where there is one, else the CPU. fp32 means fp32: TF32 is off, or numbers would depend on the card."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -95,14 +97,18 @@ def make_optimizer(module: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimi
     return torch.optim.AdamW([g for g in groups if g["params"]], **settings)
 
 
-class _Stream(Dataset[Batch]):
-    """Micro-batch i of the run, made whole by one worker."""
+class _Stream(Dataset[Batch | UserError]):
+    """Micro-batch i of the run, made whole by one worker. A user's mistake comes back as a value: torch would wrap what
+    a worker raises in its own traceback."""
 
     def __init__(self, task: Task, micro_batch: int) -> None:
         self.task, self.micro_batch = task, micro_batch
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.task.examples(index * self.micro_batch, self.micro_batch)
+    def __getitem__(self, index: int) -> Batch | UserError:
+        try:
+            return self.task.examples(index * self.micro_batch, self.micro_batch)
+        except UserError as error:
+            return error
 
 
 class Trainer:
@@ -129,7 +135,7 @@ class Trainer:
         model = task.players["model"].module
         self.ema = {k: v.detach().clone() for k, v in model.named_parameters()} if training.ema_decay else {}
         self.rows: list[dict[str, float]] = []
-        self.step = 0
+        self.step, self.saved = 0, 0
 
     def run(self) -> None:
         """Train to the end.
@@ -169,6 +175,8 @@ class Trainer:
         loader = DataLoader(stream, batch_size=None, sampler=range(first, end), num_workers=workers,
                             pin_memory=self.device.type == "cuda", prefetch_factor=4 if workers else None)  # fmt: skip
         for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
             yield tuple(t.to(self.device, non_blocking=True) for t in batch)
 
     def _one_step(self, batches: list[Batch]) -> dict[str, float]:
@@ -186,12 +194,27 @@ class Trainer:
             for micro, batch in enumerate(batches):
                 for key, value in self._backward(name, batch, micro, len(batches)).items():
                     sums[key] = sums.get(key, 0.0) + value / len(batches)
-            if self.training.clip_norm:
-                nn.utils.clip_grad_norm_(player.module.parameters(), self.training.clip_norm)
+            self._clip(name)
             optimizer.step()
             sums.setdefault("lr", rate)
         self._update_ema()
         return sums
+
+    def _clip(self, name: str) -> None:
+        """Clip where the recipe does; a gradient that is not finite stops the run before it reaches the weights."""
+        gradients = [p.grad for p in self.trainable[name] if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise self._diverged("gradient norm", name, float(norm))
+        if self.training.clip_norm:
+            nn.utils.clip_grads_with_norm_(self.trainable[name], self.training.clip_norm, norm)
+
+    def _diverged(self, term: str, player: str, value: float) -> Diverged:
+        last = f"the last good checkpoint is step {self.saved} in {self.folder}" if self.saved else "no checkpoint yet"
+        return Diverged(
+            f"{self.title}: the term '{term}' of the {player} is {value} at step {self.step}; training stopped, {last}. "
+            "Lower the learning rate or its weight"
+        )
 
     def _only(self, active: str) -> None:
         """Gradients for the player whose turn it is, none for the others' weights."""
@@ -207,11 +230,7 @@ class Trainer:
         values = {k: float(v.detach()) for k, v in {**terms.named, f"{name}_total": terms.total}.items()}
         for key, value in values.items():
             if not math.isfinite(value):
-                last = self.step // self.training.checkpoint_every * self.training.checkpoint_every
-                raise Diverged(
-                    f"{self.title}: the term '{key}' of the {name} is {value} at step {self.step}; training stopped, "
-                    f"the last good checkpoint is step {last} in {self.folder}. Lower the learning rate or its weight"
-                )
+                raise self._diverged(key, name, value)
         (terms.total / parts).backward()
         return {k: v for k, v in values.items() if k in terms.named}
 
@@ -234,6 +253,7 @@ class Trainer:
             tensors |= optimizer_state(f"optimizer/{name}", self.optimizers[name])
         for name, extra in self.task.extras.items():
             tensors |= module_state(f"extra/{name}", extra)
+        self.saved = self.step
         save_checkpoint(self.folder, self.step, tensors, {"rows": self.rows})
 
     def _resume(self) -> None:
@@ -241,6 +261,7 @@ class Trainer:
         if found is None:
             return
         self.step, tensors, extra = found
+        self.saved = self.step
         self.rows = extra["rows"]
         for name, player in self.task.players.items():
             player.module.load_state_dict(below(f"player/{name}", tensors))

@@ -101,7 +101,8 @@ def world(tmp_path: Path, classifier: nn.Module) -> Callable[..., FakeJob]:
             store.mkdir(exist_ok=True)
             for name, array in arrays.items():
                 np.save(store / f"{name}.npy", array)
-            inputs[(kind, "/".join(names))] = Upstream((kind, "/".join(names)), store)
+            facts = {"images": len(next(iter(arrays.values()), ()))}
+            inputs[(kind, "/".join(names))] = Upstream((kind, "/".join(names)), store, facts)
         for split in ("train", "validation"):
             inputs[("reference", f"photos/{split}")] = Upstream(
                 ("reference", f"photos/{split}"), tmp_path / f"ref-{split}"

@@ -28,7 +28,7 @@ MEASURED_FID = "FID measured [demo-judge]"
 
 @pytest.fixture
 def workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in ("vqbench.papers", "vqbench.eval.cells"):
+    for module in ("vqbench.graph", "vqbench.products"):
         monkeypatch.setattr(f"{module}.code_digest", lambda roots: CODE)
     return write_workflow(tmp_path / "workflow")
 
@@ -216,12 +216,16 @@ def test_accepted_runs_are_marked(workflow: Path, paper: Bench, scored: Path, mo
     key = ("sample-scores", "cq-l-k16384-s10")
     digest = made.digest(key)
     finish(made, key, scored, {"scores.json": scores_json({"fid[demo-judge]": (3.0, "")}, made.protocol)})
-    for module in ("vqbench.papers", "vqbench.eval.cells"):
+    for module in ("vqbench.graph", "vqbench.products"):
         monkeypatch.setattr(f"{module}.code_digest", lambda roots: "1" * 64)
     accepted = Bench("demo", workflow)
-    accepted.accepted = {"/".join(key): {"digest": digest, "current": Bench("demo", workflow).digest(key)}}
+    accepted.accepted = {
+        "/".join(key): {"digest": digest, "current": Bench("demo", workflow).digest(key), "reason": "why"}
+    }
     frame = build_table(accepted, accepted.tables["cq/2"], scored, partial=True, paper=paper)
-    assert "accepted under changed code: sample-scores/cq-l-k16384-s10" in row(frame, "Ours-L/steps=10")["notes"]
+    assert (
+        "accepted under changed code or spec: sample-scores/cq-l-k16384-s10" in row(frame, "Ours-L/steps=10")["notes"]
+    )
     assert "IS: is[demo-judge] was not scored" in row(frame, "Ours-L/steps=10")["notes"]
     assert row(frame, "Ours-L*/steps=64")["status"] == "stale"
 
@@ -290,5 +294,9 @@ def test_counts_are_within_rounding_of_what_is_written(count: int) -> None:
 def test_values_keep_the_digits_that_are_printed(value: float, printed: str) -> None:
     text = value_text("rfid", {"value": value, "unit": ""}, [printed])
     digits = 3 if printed == "0.675" else 2
-    assert text == f"{value:.{digits}f}"
+    if 0 < value < 1:
+        assert float(text) == pytest.approx(value, rel=0.006), "three digits that count"
+        assert len(text.partition(".")[2]) >= digits
+    else:
+        assert text == f"{value:.{digits}f}"
     assert value_text("usage", {"value": value, "unit": "%"}, [printed]).endswith("%")

@@ -15,21 +15,6 @@ shell.prefix(
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; set -euo pipefail; "
 )
 
-ROOTS = [scale_root(s) for s in scales()]
-
-
-wildcard_constraints:
-    root="|".join(ROOTS),
-    paper="[a-z_]+",
-    table="[0-9]+[a-z]*",
-    figure="[a-z0-9-]+",
-    tokenizer="[^/]+",
-    generator="[^/]+",
-    samples="[^/]+",
-    dataset="[^/]+",
-    pretrained="[^/]+",
-    split="train|validation",
-
 
 def user_errors(function):
     """Print a user's mistake in one line instead of a traceback."""
@@ -45,6 +30,23 @@ def user_errors(function):
     return wrapped
 
 
+# The scale that plain names stand for.
+NAMED = user_errors(bench)(config["scale"])
+
+
+wildcard_constraints:
+    root="|".join(scale_root(s) for s in scales()),
+    paper="|".join(NAMED.papers),
+    table="[0-9]+[a-z]*",
+    figure="[a-z0-9-]+",
+    tokenizer="[^/]+",
+    generator="[^/]+",
+    samples="[^/]+",
+    dataset="[^/]+",
+    pretrained="[^/]+",
+    split="train|validation",
+
+
 @user_errors
 def bench_of(root):
     """The resolved papers of the scale whose results lie under `root`."""
@@ -53,7 +55,7 @@ def bench_of(root):
 
 @user_errors
 def key_of(kind, wc):
-    """(kind, name) from a a job's wildcards, in the order in which the kind's name is written."""
+    """(kind, name) from a job's wildcards, in the order in which the kind's name is written."""
     parts = [
         getattr(wc, w)
         for w in ("pretrained", "tokenizer", "samples", "generator", "dataset", "split")
@@ -106,9 +108,9 @@ def settle_tables():
             )
 
 
+@user_errors
 def table_of(wc):
-    found = bench_of(wc.root)
-    return found.tables[f"{getattr(wc, 'paper', 'cq')}/{wc.table}"]
+    return bench_of(wc.root).table(f"{getattr(wc, 'paper', 'cq')}/{wc.table}")
 
 
 def table_inputs(wc):
@@ -116,23 +118,18 @@ def table_inputs(wc):
     return [found.manifest(k) for k in found.table_keys(table_of(wc))]
 
 
+@user_errors
 def figure_inputs(wc):
     found = bench_of(wc.root)
     return [
         found.manifest(k)
-        for k in figure_keys(found, found.figures[f"{wc.paper}/{wc.figure}"])
+        for k in figure_keys(found, found.figure(f"{wc.paper}/{wc.figure}"))
     ]
 
 
 def scores_inputs(wc):
     found = bench_of(wc.root)
     return [found.manifest(k) for k in score_keys(found)]
-
-
-# The scale that plain names stand for.
-NAMED = bench_of(
-    scale_root(config["scale"]) if config["scale"] in scales() else config["scale"]
-)
 
 
 def tables_of(paper=None, ablation=False):
