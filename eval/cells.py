@@ -9,9 +9,10 @@ from typing import Any
 
 from vqbench.artifacts import read_json
 from vqbench.errors import ArtifactError, SpecError, StaleSpec, nearest
-from vqbench.eval.facts import RowSpecs, fact_text, row_specs, value_text
+from vqbench.eval.facts import fact_text, value_text
 from vqbench.eval.protocols import metric_name
 from vqbench.papers import Bench, Key, Row, Table
+from vqbench.products import RowSpecs
 from vqbench.specs import digest_of
 from vqbench.steps import finished
 
@@ -102,7 +103,7 @@ def measure_row(bench: Bench, table: Table, row: Row, printed: Mapping[str, list
     states = {key: state_of(bench, key, base) for key in bench.row_keys(table, row)}
     found.wanting = {key: state for key, (state, scores) in states.items() if scores is None}
     found.status = next(iter(sorted(found.wanting.values(), key=_worst_first)), "measured")
-    specs = row_specs(bench, row)
+    specs = bench.row_specs(row)
     for column, source in table.columns.items():
         _check_source(source, f"{table.paper}.yaml: table '{table.id}', column '{column}'")
         if "fact" in source:

@@ -4,49 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from vqbench.errors import SpecError, nearest
-from vqbench.papers import Bench, Row
-from vqbench.specs import GeneratorSpec, SampleSpec, TokenizerSpec
+from vqbench.products import RowSpecs
+from vqbench.specs import GeneratorSpec
 
 # Digits of a metric where the paper prints fewer or none. Full precision is in scores.csv.
 DECIMALS = {"fid": 2, "rfid": 2, "psnr": 2, "ssim": 3, "lpips": 3, "is": 1}
-
-
-@dataclass
-class RowSpecs:
-    """The specs behind a row's run: each is None where the run has no such part."""
-
-    samples: SampleSpec | None = None
-    generator: GeneratorSpec | None = None
-    tokenizer: TokenizerSpec | None = None
-
-    def facts(self) -> dict[str, Any]:
-        """Every fact by name; the sampler's ``steps`` win over all others of that name."""
-        found: dict[str, Any] = {}
-        if self.tokenizer:
-            found |= self.tokenizer.options | self.tokenizer.tokens.model_dump()
-        if self.generator:
-            found |= self.generator.options
-            if {"width", "mlp_ratio"} <= found.keys():
-                found["mlp_width"] = round(found["width"] * found["mlp_ratio"])
-        return found | (self.samples.sampler if self.samples else {})
-
-
-def row_specs(bench: Bench, row: Row) -> RowSpecs:
-    """The specs of a row's run, from its samples down to the tokenizer."""
-    specs = RowSpecs()
-    generator, tokenizer = row.run.get("generator", ""), row.run.get("tokenizer", "")
-    if "samples" in row.run:
-        specs.samples = bench.samples[row.run["samples"]]
-        generator = specs.samples.generator
-    if generator:
-        specs.generator = bench.generators[generator]
-        tokenizer = specs.generator.tokenizer
-    specs.tokenizer = bench.tokenizers[tokenizer] if tokenizer else None
-    return specs
 
 
 def fact_text(specs: RowSpecs, fact: str, where: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vqbench.eval.facts import row_specs
 from vqbench.papers import Bench, Row
 
 TOKENIZER = ("dataset", "resolution", "downsample", "num_tokens", "code_dim")
@@ -24,7 +23,7 @@ def differences(paper: Bench, bench: Bench, row: Row) -> dict[str, tuple[str, st
 
 def _settings(bench: Bench, row: Row) -> dict[str, Any]:
     """The sizes that readers compare runs by. Threads, seeds and loss weights are in the manifests."""
-    specs = row_specs(bench, row)
+    specs = bench.row_specs(row)
     found: dict[str, Any] = {}
     if specs.tokenizer:
         every = specs.tokenizer.model_dump() | specs.tokenizer.tokens.model_dump() | specs.tokenizer.options

@@ -135,6 +135,20 @@ def test_a_truncated_image_is_named(folder: Path) -> None:
         data.check_dataset(folder_spec(folder), "train", workers=1)
 
 
+@pytest.mark.timeout(20)  # decoding all of them takes a minute
+def test_the_check_stops_at_the_first_bad_image(tmp_path: Path) -> None:
+    """Not after the whole data set: what is still queued is not decoded."""
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "dog").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "train" / "dog" / "0.png")
+    for i in range(4000):
+        (tmp_path / "train" / "dog" / f"{i + 1}.png").hardlink_to(tmp_path / "train" / "dog" / "0.png")
+    (tmp_path / "train" / "cat" / "0.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"cat/0\.png"):
+        data.check_dataset(folder_spec(tmp_path), "train", workers=1)
+
+
 def test_skipped_images_are_counted_and_listed(folder: Path) -> None:
     truncate(folder / "train" / "dog" / "1.png")
     index = data.check_dataset(folder_spec(folder, on_bad_image="skip"), "train", workers=1)

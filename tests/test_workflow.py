@@ -212,6 +212,20 @@ def build(spec):
 '''
 
 
+def test_two_runs_from_scratch_give_the_same_bytes(ran: Path, clone: Path) -> None:
+    """Table, manifests, weights, samples: every file that carries a number."""
+    done = snakemake(clone, "results/tiny/table6b.csv", *TINY, "--show-failed-logs")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    first, second = (folder / "results" / "tiny" for folder in (ran, clone))
+    names = [
+        p.relative_to(second) for p in second.rglob("*") if p.suffix in {".csv", ".md", ".tex", ".npy", ".safetensors"}
+    ]
+    names += [p.relative_to(second) for p in second.rglob("manifest.json")]
+    assert len(names) > 40
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
 # ---- faults ----------------------------------------------------------------------------------------------------------
 
 

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vqbench.closure import code_digest, module_file
+from vqbench.closure import code_digest
 from vqbench.errors import SpecError, nearest
 from vqbench.graph import Graph, Key
-from vqbench.specs import digest_of
+from vqbench.specs import GeneratorSpec, SampleSpec, TokenizerSpec, digest_of
 
 FIRST_PAPER = "cq"  # its tables lie at the root: results/table2.csv
 
@@ -23,6 +23,26 @@ class Row:
     label: str
     run: Mapping[str, str] = field(default_factory=dict)
     status: str = "reported_only"
+
+
+@dataclass(frozen=True)
+class RowSpecs:
+    """The specs behind a row's run: each is None where the run has no such part."""
+
+    samples: SampleSpec | None = None
+    generator: GeneratorSpec | None = None
+    tokenizer: TokenizerSpec | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Every fact by name; the sampler's ``steps`` win over all others of that name."""
+        found: dict[str, Any] = {}
+        if self.tokenizer:
+            found |= self.tokenizer.options | self.tokenizer.tokens.model_dump()
+        if self.generator:
+            found |= self.generator.options
+            if {"width", "mlp_ratio"} <= found.keys():
+                found["mlp_width"] = round(found["width"] * found["mlp_ratio"])
+        return found | (self.samples.sampler if self.samples else {})
 
 
 @dataclass(frozen=True)
@@ -144,24 +164,21 @@ class Products(Graph):
 
     def table_digest(self, table: Table) -> str:
         """What a table is made from, its scores aside: its declaration, its runs' specs, and the code that writes it."""
-        rows = [[r.label, dict(r.run), r.status, [digest_of(s) for s in self._row_specs(r)]] for r in table.rows]
-        families = {
-            f"vqbench.generators.{s.family}" for r in table.rows for s in self._row_specs(r) if hasattr(s, "family")
-        }
-        code = code_digest(["vqbench.eval.tables", *sorted(f for f in families if module_file(f))])
+        specs = [self.row_specs(r) for r in table.rows]
+        parts = [[digest_of(s) for s in (found.samples, found.generator, found.tokenizer) if s] for found in specs]
+        rows = [[r.label, dict(r.run), r.status, made] for r, made in zip(table.rows, parts, strict=True)]
+        families = sorted({f"vqbench.generators.{found.generator.family}" for found in specs if found.generator})
+        code = code_digest(["vqbench.eval.tables", *families])
         body = {"title": table.title, "columns": table.columns, "rows": rows, "about": self.overlay.about}
         return digest_of({"table": body, "code": code, "kept": self.kept(self.table_keys(table))})
 
-    def _row_specs(self, row: Row) -> list[Any]:
-        """The specs that a row's facts are read from."""
-        specs: list[Any] = []
-        if "samples" in row.run:
-            specs.append(self.samples[row.run["samples"]])
-        generator = specs[0].generator if specs else row.run.get("generator")
-        if generator:
-            specs.append(self.generators[generator])
-        tokenizer = specs[-1].tokenizer if specs else row.run.get("tokenizer")
-        return [*specs, self.tokenizers[tokenizer]] if tokenizer else specs
+    def row_specs(self, row: Row) -> RowSpecs:
+        """The specs of a row's run, from its samples down to the tokenizer."""
+        samples = self.samples[row.run["samples"]] if "samples" in row.run else None
+        name = samples.generator if samples else row.run.get("generator")
+        generator = self.generators[name] if name else None
+        name = generator.tokenizer if generator else row.run.get("tokenizer")
+        return RowSpecs(samples, generator, self.tokenizers[name] if name else None)
 
     def figure_digest(self, name: str) -> str:
         """What a figure is made from, its runs aside."""

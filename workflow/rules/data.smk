@@ -9,7 +9,7 @@ rule check_dataset:
     benchmark:
         "{root}/benchmarks/datasets/{dataset}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     threads: threads_of
     resources:
         mem_mb=asks("dataset", "mem_mb"),
@@ -32,7 +32,7 @@ rule pretrained:
     benchmark:
         "{root}/benchmarks/pretrained/{pretrained}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     threads: threads_of
     resources:
         mem_mb=asks("pretrained", "mem_mb"),

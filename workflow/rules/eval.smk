@@ -9,7 +9,7 @@ rule reference:
     benchmark:
         "{root}/benchmarks/references/{dataset}/{split}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     threads: threads_of
     resources:
         mem_mb=asks("reference", "mem_mb"),
@@ -32,7 +32,7 @@ rule score_tokenizer:
     benchmark:
         "{root}/benchmarks/scores/tokenizers/{tokenizer}/{dataset}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     threads: threads_of
     resources:
         mem_mb=asks("tokenizer-scores", "mem_mb"),
@@ -55,7 +55,7 @@ rule score_samples:
     benchmark:
         "{root}/benchmarks/scores/samples/{samples}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     threads: threads_of
     resources:
         mem_mb=asks("sample-scores", "mem_mb"),
@@ -78,7 +78,7 @@ rule probe:
     benchmark:
         "{root}/benchmarks/scores/probes/{tokenizer}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     threads: threads_of
     resources:
         mem_mb=asks("probe", "mem_mb"),
@@ -101,7 +101,7 @@ rule controls:
     benchmark:
         "{root}/benchmarks/scores/controls/{tokenizer}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     threads: threads_of
     resources:
         mem_mb=asks("controls", "mem_mb"),

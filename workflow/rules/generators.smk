@@ -9,7 +9,7 @@ rule train_generator:
     benchmark:
         "{root}/benchmarks/generators/{generator}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     threads: threads_of
     resources:
         mem_mb=asks("generator", "mem_mb"),
@@ -32,7 +32,7 @@ rule sample:
     benchmark:
         "{root}/benchmarks/samples/{samples}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     threads: threads_of
     resources:
         mem_mb=asks("samples", "mem_mb"),

@@ -20,7 +20,7 @@ rule table:
     benchmark:
         "{root}/benchmarks/tables/cq-{table}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     resources:
         mem_mb=1000,
         runtime=10,
@@ -63,7 +63,7 @@ rule figure:
     benchmark:
         "{root}/benchmarks/figures/{paper}-{figure}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     resources:
         mem_mb=2000,
         runtime=30,
@@ -93,7 +93,7 @@ rule scores:
     benchmark:
         "{root}/benchmarks/tables/scores.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     resources:
         mem_mb=1000,
         runtime=10,

@@ -46,7 +46,7 @@ rule eval_only:
         f"{NAMED.root}/logs/eval_only.log",
     localrule: True
     conda:
-        "vqbench"
+        "../../environment.yml"
     params:
         command=f"vqbench settle --scale {NAMED.scale} --write",
     shell:

@@ -9,7 +9,7 @@ rule train_tokenizer:
     benchmark:
         "{root}/benchmarks/tokenizers/{tokenizer}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     threads: threads_of
     resources:
         mem_mb=asks("tokenizer", "mem_mb"),
@@ -32,7 +32,7 @@ rule tokenize:
     benchmark:
         "{root}/benchmarks/tokens/{tokenizer}/{dataset}/{split}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     threads: threads_of
     resources:
         mem_mb=asks("tokens", "mem_mb"),
@@ -55,7 +55,7 @@ rule reconstruct:
     benchmark:
         "{root}/benchmarks/reconstructions/{tokenizer}/{dataset}.tsv"
     conda:
-        "vqbench"
+        "../../environment.yml"
     threads: threads_of
     resources:
         mem_mb=asks("reconstruction", "mem_mb"),
