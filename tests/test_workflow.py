@@ -307,12 +307,20 @@ def test_state_of_other_inputs_is_not_resumed(ran: Path, tmp_path: Path) -> None
     assert (store / "model.safetensors").read_bytes() == before, "trained again, to the same bytes"
 
 
-def test_eval_only_names_what_is_missing_and_never_trains(ran: Path) -> None:
-    done = snakemake(ran, "eval_only", "-n", *TINY)
+def test_eval_only_rescores_names_what_is_missing_and_never_trains(ran: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clone"
+    shutil.copytree(ran, folder, symlinks=True)
+    path = folder / "eval" / "psnr.py"
+    path.write_text(path.read_text() + "\nEDITED = 1\n")
+    before = (folder / "results/tiny/table6b.csv").read_bytes()
+    (folder / "results/tiny/table6b.csv").unlink()
+    done = snakemake(folder, "eval_only", *TINY, "--show-failed-logs")
     text = done.stdout + done.stderr
     assert done.returncode == 0, text[-2000:]
     assert "eval_only leaves out tokenizer-scores/vqgan-k1024/photos-tiny: tokenizer/vqgan-k1024 is missing" in text
-    assert not re.search(r"^rule (train_\w+|sample|pretrained):", text, re.M)
+    assert not re.search(r"^(local)?rule (train_\w+|sample|pretrained|tokenize|reconstruct):", text, re.M)
+    assert len(re.findall(r"^(?:local)?rule score_tokenizer:", text, re.M)) >= 4
+    assert (folder / "results/tiny/table6b.csv").read_bytes() == before, "written again from the new scores"
 
 
 def test_manifests_hold_no_time_and_no_absolute_path(ran: Path) -> None:

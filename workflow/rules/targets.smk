@@ -48,6 +48,6 @@ rule eval_only:
     conda:
         "../../environment.yml"
     params:
-        command=f"vqbench settle --scale {NAMED.scale} --write",
+        scale=NAMED.scale,
     shell:
         "vqbench settle --scale {params.scale} --write 2> {log:q}"
