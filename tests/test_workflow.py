@@ -336,6 +336,25 @@ def test_logs_show_a_progress_bar_with_loss_and_rate(ran: Path) -> None:
     assert re.search(r"cq-k1024: 100%\|.*3/3 \[.*step/s, .*l2=", log)
 
 
+@pytest.mark.parametrize(
+    ("name", "terms"),
+    [
+        ("vqgan-k1024", {"adaptive_weight", "adversarial"}),
+        ("maskgit-k1024", {"r1", "entropy"}),
+        ("cq-k1024", {"lecam"}),
+    ],
+)
+def test_terms_that_only_some_recipes_have_are_active(name: str, terms: set[str], ran: Path) -> None:
+    """Non-zero in the log once the discriminator has started (R1 on its own steps)."""
+    done = vqbench(ran, "train-tokenizer", name, "--scale", "tiny")
+    assert done.returncode == 0, done.stderr[-1500:]
+    with next((ran / "results/tiny/store/tokenizer" / name).glob("*/losses.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    for term in terms:
+        values = [float(row[term]) for row in rows if row[term]]
+        assert values and all(v != 0 for v in values), term
+
+
 def test_the_report_opens(ran: Path) -> None:
     done = snakemake(ran, "--report", "results/tiny/report.zip", *TARGETS[:1], *TARGETS[2:], *TINY)
     assert done.returncode == 0, done.stderr[-2000:]
