@@ -59,7 +59,7 @@ def test_each_verb_s_help_ends_with_an_example_that_parses(verb: str, capsys: py
         ),
         (["train-tokenizer", "cq-k1024", "--scale", "dem"], 2, "unknown scale 'dem'; did you mean 'demo'"),
         (["evaluate", "cq-k1O24"], 2, "did you mean 'cq-k1024'"),
-        (["table", "cq/9"], 2, "no table 'cq/9'"),
+        (["table", "cq/9"], 2, "unknown table 'cq/9'"),
         (["figure", "cq/fig9", "--scale", "demo"], 2, "did you mean 'cq/fig"),
         (["plan", "results/table9.csv"], 2, "no table is written to 'results/table9.csv'"),
         (["plan", "nobody"], 2, "no target 'nobody'"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vqbench import closure
+from vqbench.errors import SpecError
 
 
 @pytest.fixture
@@ -44,6 +45,12 @@ def test_code_that_is_not_reached_does_not_count(package: Path) -> None:
     before = digest()
     (package / "tokenizers" / "other.py").write_text("y = 2\n")
     assert digest() == before
+
+
+def test_a_relative_import_is_refused_as_it_would_escape_the_digest(package: Path) -> None:
+    (package / "tokenizers" / "mine.py").write_text("from .other import y\n")
+    with pytest.raises(SpecError, match=r"write 'from vqbench\.\.\.' \(line 1\)"):
+        digest()
 
 
 def test_a_family_reaches_its_own_quantizer_but_no_other_family() -> None:

@@ -85,6 +85,12 @@ def test_steps_of_zero(workflow: Path, count: int) -> None:
         edited(workflow, tokenizer(training={"steps": count}), scale="paper")
 
 
+def test_null_takes_a_part_of_a_recipe_away(workflow: Path) -> None:
+    edit = tokenizer(training={"discriminator": None, "weights": {"adversarial": None}})
+    training = edited(workflow, edit).tokenizers["mine"].training
+    assert training.discriminator is None and "adversarial" not in training.weights
+
+
 def test_an_epoch_that_is_no_number(workflow: Path) -> None:
     with pytest.raises(SpecError, match="'warmup_epochs' is 'x': input should be a number"):
         edited(workflow, tokenizer(training={"schedule": {"warmup_epochs": "x"}}), scale="paper")

@@ -291,6 +291,34 @@ def test_the_same_step_twice_at_once_runs_once(clone: Path) -> None:
     assert "is being made by another process right now" in loser and "Traceback" not in loser
 
 
+def test_a_tokenizer_killed_at_any_moment_ends_with_the_same_bytes(clone: Path) -> None:
+    """SIGKILL in the real step, with discriminator, LeCam and EMA on; then again; then to the end; against one calm run."""
+    scale = clone / "workflow" / "scales" / "tiny.yaml"
+    scale.write_text(
+        scale.read_text().replace("steps: 3\n", "steps: 60\n").replace("checkpoint_every: 2", "checkpoint_every: 5")
+    )
+    for words in (("check-dataset", "photos-tiny"), ("pretrained", "tiny-classifier")):
+        assert vqbench(clone, *words, "--scale", "tiny").returncode == 0
+    command = [sys.executable, "-m", "vqbench.cli", "train-tokenizer", "cq-k1024", "--scale", "tiny"]
+    environment = {**os.environ, "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1"}
+    store = clone / "results/tiny/store/tokenizer/cq-k1024"
+    for step in (10, 30):
+        process = subprocess.Popen(
+            command, cwd=clone, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while not list(store.glob(f"*/state/checkpoint-{step:09d}.json")):
+            assert process.poll() is None, "it ended before it could be killed"
+        process.kill()
+        process.wait()
+    done = vqbench(clone, *command[3:])
+    assert done.returncode == 0 and "resumed cq-k1024 at step" in done.stdout, done.stderr
+    names = ("model.safetensors", "losses.csv", "finished.json")
+    killed = {n: next(store.glob(f"*/{n}")).read_bytes() for n in names}
+    shutil.rmtree(store)
+    assert vqbench(clone, *command[3:]).returncode == 0
+    assert killed == {n: next(store.glob(f"*/{n}")).read_bytes() for n in names}
+
+
 def test_state_of_other_inputs_is_not_resumed(ran: Path, tmp_path: Path) -> None:
     folder = tmp_path / "clone"
     shutil.copytree(ran, folder, symlinks=True)

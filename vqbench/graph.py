@@ -18,7 +18,6 @@ from vqbench.specs import (
     GeneratorSpec,
     PretrainedSpec,
     SampleSpec,
-    Spec,
     TokenizerSpec,
     TokensSpec,
     canonical,
@@ -107,7 +106,7 @@ class Graph:
         spec, families, upstream = make(*parts)
         return Step(kind, name, spec, (KINDS[kind][1], *families), tuple(upstream))
 
-    def _get(self, kind: str, runs: Mapping[str, Spec], name: str) -> Any:
+    def _get(self, kind: str, runs: Mapping[str, object], name: str) -> Any:
         if name not in runs:
             raise SpecError(f"unknown {kind} '{name}'; {nearest(name, runs)}")
         return runs[name]

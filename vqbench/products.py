@@ -83,9 +83,8 @@ class Products(Graph):
         Raises:
             SpecError: none is declared under that name.
         """
-        if name not in self.tables:
-            raise SpecError(f"no table '{name}'; {nearest(name, self.tables)}")
-        return self.tables[name]
+        table: Table = self._get("table", self.tables, name)
+        return table
 
     def figure(self, name: str) -> Figure:
         """A figure by ``<paper>/<id>``.
@@ -93,9 +92,8 @@ class Products(Graph):
         Raises:
             SpecError: none is declared under that name.
         """
-        if name not in self.figures:
-            raise SpecError(f"no figure '{name}'; {nearest(name, self.figures)}")
-        return self.figures[name]
+        figure: Figure = self._get("figure", self.figures, name)
+        return figure
 
     def _table(self, paper: str, table_id: str, entry: dict[str, Any]) -> Table:
         where = f"{paper}.yaml: table '{table_id}'"

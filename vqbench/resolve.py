@@ -60,9 +60,11 @@ class Overlay:
         return replaced
 
     def training(self, kind: str, family: str, training: dict[str, Any]) -> dict[str, Any]:
-        """A recipe with the scale's training settings merged over it; an EMA or GAN that it lacks stays absent."""
-        layer = self._kinds[kind].get("training", {})
-        merged = _merge(training, {k: v for k, v in layer.items() if k in training or k in self.SIZES})
+        """A recipe with the scale's training settings merged over it; an EMA, GAN or term that it lacks stays absent."""
+        layer = {k: v for k, v in self._kinds[kind].get("training", {}).items() if k in training or k in self.SIZES}
+        if "weights" in layer:
+            layer["weights"] = {k: v for k, v in layer["weights"].items() if k in training["weights"]}
+        merged = _merge(training, layer)
         return _merge(merged, self._kinds[kind].get("family_training", {}).get(family, {}))
 
 
