@@ -1,29 +1,119 @@
-"""The contract of a metric: one file, one class, one definition.
+"""The contract of a metric: one file, one definition, an interval with every value.
 
+Two shapes of metric. A :class:`Metric` adds up what it sees of each image; a :class:`SetMetric` compares two
+:class:`vqbench.eval.feature_set.FeatureSet`, which stream and merge for all of them at once.
 Images are compared as uint8 RGB, shape (B, H, W, 3), the way they would be saved: rounded and clipped once, at decoding.
+
+Letters: B images, H W pixels, d feature length, N ids an image, Q codes a position.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vqbench.eval.feature_set import FeatureSet
+
+Layer = Literal["pooled", "logits", "spatial", "manifold"]
+Need = Literal["images", "originals", "ids", "captions"]
 
 
-class Metric(ABC):
-    """Accumulates over batches and computes once.
+class Features(NamedTuple):
+    """What the judge says of a batch.
 
-    Class attributes state the facts a table needs: `unit` (e.g. "dB", "%", ""), `higher_is_better`, `needs`
-    ("pairs" of images, "sets" of features, "ids", "labels").
+    Attributes:
+        pooled: (B, d) float32, the layer of FID and KID.
+        logits: (B, classes) float32, or None where the protocol has no Inception Score.
+        spatial: (B, s) float32, the layer of sFID, or None.
+        manifold: (B, m) float32, the layer of precision, recall, density and coverage; None where `pooled` serves.
+    """
+
+    pooled: Tensor
+    logits: Tensor | None = None
+    spatial: Tensor | None = None
+    manifold: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of a pass; a metric reads what it needs.
+
+    Attributes:
+        indices: (B,) int64, the images' places in the whole set: values do not depend on the order of batches.
+        images: (B, H, W, 3) uint8, generated images or reconstructions.
+        originals: (B, H, W, 3) uint8, what `images` reconstruct.
+        features: the judge's, of `images`.
+        ids: (B, N, Q) integers in [0, K).
+        captions: B texts.
+    """
+
+    indices: np.ndarray
+    images: np.ndarray | None = None
+    originals: np.ndarray | None = None
+    features: Features | None = None
+    ids: np.ndarray | None = None
+    captions: tuple[str, ...] | None = None
+
+
+class Estimate(NamedTuple):
+    """A value with its 95% interval and the number of images behind it; NaN is "undefined"."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Facts:
+    """What a table and a JSON say of a metric, stated as class attributes.
+
+    Attributes:
+        unit: e.g. "dB", "%", "".
+        higher_is_better: direction.
+        interval: how the 95% interval is found, in a few words ("normal over images", "delete-group jackknife, ...").
+        not_finite: what happens with NaN and infinity ("refused", "identical pairs are left out of the mean").
     """
 
     unit: ClassVar[str]
     higher_is_better: ClassVar[bool]
-    needs: ClassVar[Literal["pairs", "sets", "ids"]]
+    interval: ClassVar[str]
+    not_finite: ClassVar[str]
+
+
+class Metric(Facts, ABC):
+    """Accumulates over batches, merges with the same metric of another shard, and computes once.
+
+    The result does not depend on the order of images, on batch sizes or on how images were spread over shards.
+    """
+
+    needs: ClassVar[frozenset[Need]]
 
     @abstractmethod
-    def update(self, *batch: Any) -> None:
+    def update(self, batch: Batch) -> None:
         """Add one batch."""
 
     @abstractmethod
-    def compute(self) -> dict[str, float]:
-        """``{name: value}`` over everything added."""
+    def merge(self, other: Self) -> None:
+        """Add all that `other`, of the same settings, was given."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, Estimate]:
+        """``{name: estimate}`` over everything added."""
+
+
+class SetMetric(Facts, ABC):
+    """A function of two sets of features; the reference is taken as fixed, the interval is over the generated images."""
+
+    rows: ClassVar[frozenset[Layer]]  # layers whose features must be kept, image by image
+    moments: ClassVar[frozenset[Layer]]  # layers of which mean and covariance are enough
+    reference_rows: ClassVar[frozenset[Layer]] = frozenset()  # layers whose features must be kept of the reference
+
+    @abstractmethod
+    def compute(self, generated: FeatureSet, reference: FeatureSet) -> dict[str, Estimate]:
+        """``{name: estimate}``."""

@@ -1,39 +1,70 @@
-"""LPIPS: the lpips library's distance over the network that the protocol names, mean over images."""
+"""LPIPS: the lpips library's distance over the network that the protocol names, mean over images.
+
+Letters: B images, H W pixels, n pairs of a forward, h w c a layer's map.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vqbench.data import to_float
-from vqbench.eval.base import Metric
+from vqbench.eval.exact_mean import PairMean
+from vqbench.pretrained import classifier_lpips, open_lpips
+
+__all__ = ["Lpips", "classifier_lpips", "open_lpips"]
+
+EPSILON = 1e-10  # lpips/__init__.py: normalize_tensor
+PAIRS = {"cpu": 4, "cuda": 32}  # of one forward: bounds memory, VGG-16 needs about 0.1 GB a pair of 256x256
 
 
-class Lpips(Metric):
-    """Learned perceptual image patch similarity (Zhang et al. 2018), 0 for identical images.
+class Lpips(PairMean):
+    """Learned perceptual image patch similarity (Zhang et al. 2018), 0 for identical images; the library's to 1e-6.
+
+    One channels-last forward sees reconstructions and originals together; scaling to [-1, 1] and by ImageNet's
+    statistics is one product and one sum. Everything in float32, as the library; no TF32 on a GPU.
 
     Args:
-        network: an ``lpips.LPIPS``, put in eval mode here: its linear layers drop out under ``train()``.
+        network: an ``lpips.LPIPS`` of version 0.1, put in eval mode here: its linear layers drop out under ``train()``.
     """
 
     unit = ""
     higher_is_better = False
-    needs = "pairs"
+    name = "lpips"
 
     def __init__(self, network: nn.Module, device: str | torch.device = "cpu") -> None:
-        self.network, self.device = network.eval(), device
-        self.total, self.count = 0.0, 0
+        found = cast(Any, network.eval().to(torch.device(device)).to(memory_format=torch.channels_last))
+        super().__init__((type(found.net).__name__, found.lpips))
+        self.device, self.network = torch.device(device), found.net
+        scaling = found.scaling_layer  # (level / 127.5 - 1 - shift) / scale = level * gain + bias
+        self.gain, self.bias = 1 / (127.5 * scaling.scale), -(1 + scaling.shift) / scaling.scale  # (1, 3, 1, 1)
+        lines = found.lins if found.lpips else ()  # none: the unweighted distance
+        self.weights = [line.model[-1].weight.detach().flatten() for line in lines]  # (c,) a layer
 
-    @torch.no_grad()
-    def update(self, *batch: Any) -> None:
-        """Add originals and reconstructions, both uint8 (B, H, W, 3); the network sees them in [-1, 1]."""
-        originals, reconstructions = (to_float(images).to(self.device) for images in batch)  # (B, 3, H, W)
-        distances = self.network(originals, reconstructions)  # (B, 1, 1, 1)
-        self.total += float(distances.double().sum())
-        self.count += len(originals)
+    def values(self, images: np.ndarray, originals: np.ndarray) -> np.ndarray:
+        """(B, H, W, 3) uint8, twice -> (B,) float64."""
+        step = PAIRS.get(self.device.type, 4)
+        parts = [self._distances(images[i : i + step], originals[i : i + step]) for i in range(0, len(images), step)]
+        return torch.cat(parts).double().cpu().numpy()
 
-    def compute(self) -> dict[str, float]:
-        """``{"lpips": mean}``; NaN before the first pair."""
-        return {"lpips": self.total / self.count if self.count else float("nan")}
+    @torch.inference_mode()
+    def _distances(self, images: np.ndarray, originals: np.ndarray) -> Tensor:
+        both = torch.from_numpy(np.concatenate([images, originals])).to(self.device)
+        pixels = both.permute(0, 3, 1, 2).float().mul_(self.gain).add_(self.bias)  # (2n, 3, H, W), channels last
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False, fp32_precision="ieee"):
+            maps = self.network(pixels)
+        found = torch.zeros(len(images), device=self.device)
+        for i, features in enumerate(maps):
+            found += _distance(features.permute(0, 2, 3, 1), self.weights[i] if self.weights else None)
+        return found
+
+
+def _distance(features: Tensor, weights: Tensor | None) -> Tensor:
+    """A layer's share: (2n, h, w, c) -> (n,). The weighted squared difference of unit vectors, mean over places."""
+    n = len(features) // 2
+    norms = torch.linalg.vector_norm(features, dim=-1, keepdim=True).add_(EPSILON)
+    difference = (features[:n] / norms[:n]).addcdiv_(features[n:], norms[n:], value=-1).square_()
+    shares = difference.sum(-1) if weights is None else torch.mv(difference.flatten(0, 2), weights)  # n h w
+    return shares.view(n, -1).mean(1)

@@ -7,6 +7,7 @@ torch-fidelity code runs over it.
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections import namedtuple
 from itertools import pairwise
@@ -142,31 +143,63 @@ class _ClassifierSlices(nn.Module):
 
 
 def open_perceptual(spec: PretrainedSpec, finished: Finished, device: str | torch.device = "cpu") -> nn.Module:
-    """An ``lpips.LPIPS`` in eval mode: (a, b) in [-1, 1] -> (B, 1, 1, 1).
+    """The perceptual network of a role, an ``lpips.LPIPS`` in eval mode: (a, b) in [-1, 1] -> (B, 1, 1, 1)."""
+    if spec.kind == "photo-classifier":
+        return classifier_lpips(open_classifier(spec, finished, device))
+    return open_lpips(spec.kind, weights_path(spec, finished), device)
 
-    With VGG-16 it is LPIPS (Zhang et al. 2018). Over the embedded classifier, which has no human-judgement weights, it is
-    lpips' unweighted baseline distance on that network's slices.
+
+def classifier_lpips(classifier: PhotoClassifier) -> nn.Module:
+    """An ``lpips.LPIPS`` over the embedded classifier, on its device.
+
+    The classifier has no human-judgement weights: this is lpips' unweighted baseline distance on its slices.
     """
+    import lpips
+
+    with torch.device("meta"):  # its VGG-16 is replaced at once: no memory, no time
+        network = _lpips("vgg", lpips=False)
+    network.scaling_layer = lpips.ScalingLayer()
+    network.net = _ClassifierSlices(classifier, network.scaling_layer)
+    return _frozen(network, next(classifier.parameters()).device)
+
+
+def open_lpips(kind: str, path: Path, device: str | torch.device = "cpu") -> nn.Module:
+    """LPIPS (Zhang et al. 2018) over torchvision's weights; the linear weights, version 0.1, ship with lpips.
+
+    Args:
+        kind: ``lpips-vgg16`` or ``lpips-alexnet``.
+        path: torchvision's state dict, of which ``features.*`` is read.
+
+    Raises:
+        MissingWeights: the file cannot be read, or holds another network.
+    """
+    network = _lpips(_TRUNKS[kind])
+    try:
+        _load_trunk(network.net, torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise MissingWeights(
+            f"{path} does not hold torchvision's weights of '{kind}' ({reason}); remove it and fetch it again"
+        ) from None
+    return _frozen(network, device)
+
+
+_TRUNKS = {"lpips-vgg16": "vgg", "lpips-alexnet": "alex"}  # kind -> lpips' name
+
+
+def _lpips(net: str, **options: bool) -> Any:
     import lpips
 
     with warnings.catch_warnings():  # lpips 0.1.4 still passes torchvision the argument `pretrained`
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\.models")
-        if spec.kind == "photo-classifier":
-            with torch.device("meta"):  # its VGG-16 is replaced at once: no memory, no time
-                network = lpips.LPIPS(net="vgg", lpips=False, pnet_rand=True, verbose=False)
-            network.scaling_layer = lpips.ScalingLayer()
-            network.net = _ClassifierSlices(open_classifier(spec, finished), network.scaling_layer)
-        else:
-            network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-            load_vgg(network, torch.load(weights_path(spec, finished), map_location="cpu", weights_only=True))
-    ready: nn.Module = network.to(device).eval().requires_grad_(False)
-    return ready
+        return lpips.LPIPS(net=net, pnet_rand=True, verbose=False, **options)
 
 
-def load_vgg(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put torchvision VGG-16 weights (``features.N.weight``) into lpips' five slices, which keep torchvision's indices."""
-    slices: Any = network.net
-    for name, parameter in slices.named_parameters():
-        index, kind = name.split(".")[1:]
-        with torch.no_grad():
-            parameter.copy_(state[f"features.{index}.{kind}"])
+def _frozen(network: nn.Module, device: str | torch.device) -> nn.Module:
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _load_trunk(slices: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put torchvision's ``features.N.weight`` into lpips' five slices, which keep torchvision's indices."""
+    names = [name.split(".", 1) for name in slices.state_dict()]  # slice1, 0.weight
+    slices.load_state_dict({f"{part}.{rest}": state[f"features.{rest}"] for part, rest in names})

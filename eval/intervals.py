@@ -1,0 +1,58 @@
+"""95% intervals, as every metric states them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from vqbench.eval.base import Estimate
+
+LEVEL = 0.95
+GROUPS = 10  # of the delete-group jackknife
+SMALLEST = 20  # images; below, a group is an image or two and no interval is given
+NAN = float("nan")
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Wilson score interval of a share in [0, 1]; NaN for no trial."""
+    if count == 0:
+        return NAN, NAN
+    found = stats.binomtest(hits, count).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def normal(mean: float, deviation: float, count: int) -> tuple[float, float]:
+    """Mean plus and minus 1.96 standard errors; `deviation` is that of one image. NaN for fewer than two."""
+    if count < 2:
+        return NAN, NAN
+    half = float(stats.norm.ppf(0.5 + LEVEL / 2)) * deviation / math.sqrt(count)
+    return mean - half, mean + half
+
+
+def student(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of independent values plus and minus Student's t times its standard error; NaN for fewer than two."""
+    if len(values) < 2:
+        return NAN, NAN
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * float(stats.sem(values))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def jackknife(value: float, without: Sequence[float]) -> tuple[float, float]:
+    """Delete-group jackknife: `without` holds the statistic with each of the groups left out, `value` that of all.
+
+    The groups' own bias (FID falls with n) is the same for all and drops out. Quantile of Student's t.
+    """
+    groups = len(without)
+    if groups < 2 or not np.isfinite(without).all():
+        return NAN, NAN
+    spread = math.sqrt((groups - 1) / groups * float(((np.array(without) - np.mean(without)) ** 2).sum()))
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, groups - 1)) * spread
+    return value - half, value + half
+
+
+def undefined(count: int) -> Estimate:
+    """No value."""
+    return Estimate(NAN, NAN, NAN, count)

@@ -1,0 +1,41 @@
+"""The metrics of image pairs that a protocol defines, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from vqbench.errors import SpecError, nearest
+from vqbench.eval.base import Metric
+from vqbench.eval.ms_ssim import MsSsim
+from vqbench.eval.perceptual import Lpips
+from vqbench.eval.protocols import Protocol
+from vqbench.eval.psnr import Psnr
+from vqbench.eval.ssim import Ssim
+
+PAIRED = ("psnr", "ssim", "ms_ssim", "lpips")
+
+
+def pair_metrics(
+    names: Iterable[str], protocol: Protocol, lpips: Callable[[], nn.Module], device: torch.device
+) -> list[Metric]:
+    """Those metrics, in the order of `names`.
+
+    Args:
+        lpips: opens the network of LPIPS; called only where it is asked for.
+
+    Raises:
+        SpecError: unknown name.
+    """
+    build: dict[str, Callable[[], Metric]] = {
+        "psnr": lambda: Psnr(protocol.psnr),
+        "ssim": lambda: Ssim(protocol.ssim),
+        "ms_ssim": lambda: MsSsim(protocol.ssim),
+        "lpips": lambda: Lpips(lpips(), device),
+    }
+    for name in (names := list(names)):
+        if name not in build:
+            raise SpecError(f"unknown metric of pairs '{name}'; {nearest(name, build)}")
+    return [build[name]() for name in names]
