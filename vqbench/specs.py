@@ -115,7 +115,9 @@ class TrainingSpec(Spec):
 class PretrainedSpec(Spec):
     """One pretrained network in one of the three roles (judge, perceptual, teacher)."""
 
-    kind: Literal["inception-v3", "lpips-vgg16", "photo-classifier"]
+    kind: Literal[
+        "inception-v3", "lpips-vgg16", "lpips-alexnet", "vgg16", "dinov2-vitl14", "clip-vitb32", "photo-classifier"
+    ]
     url: str | None = None
     filename: str | None = None
     sha256_prefix: str | None = Field(default=None, description="published digest or the prefix in the file's name")
@@ -148,6 +150,7 @@ class TokensSpec(Spec):
     dataset: str
     split: Literal["train", "validation"]
     views: int = Field(default=1, gt=0, description="augmented views of each image; 1 is the plain crop")
+    pooling: Literal["mean", "flat"] = Field(default="mean", description="of the latents that linear probing reads")
     batch: int = Field(gt=0)
     threads: int = Field(default=1, gt=0)
 

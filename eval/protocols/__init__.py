@@ -16,21 +16,43 @@ from vqbench.errors import SpecError, nearest
 from vqbench.specs import Spec, parse
 
 FOLDER = Path(__file__).resolve().parent
-JUDGED = frozenset({"fid", "rfid", "is", "precision", "recall"})  # metrics that need the judge's features
+JUDGED = frozenset({"fid", "rfid", "sfid", "kid", "is", "precision", "recall", "density", "coverage", "fid_infinity"})
+
+Resampler = Literal[
+    "none",  # the network takes images as they are
+    "tf1-bilinear",  # TensorFlow 1's resize_bilinear: no half-pixel shift, no antialiasing
+    "torch-bilinear",  # torch.nn.functional.interpolate(align_corners=False), no antialiasing
+    "torch-bilinear-antialias",
+    "pil-bicubic",  # PIL's bicubic on float channels, antialiased (clean-fid's "clean")
+    "pil-bicubic-uint8",  # PIL's bicubic on uint8 RGB: rounded to levels after the resize
+    "pil-bilinear-uint8",
+]
+
+
+class ImageRules(Spec):
+    """How files and tensors become the uint8 images that are scored."""
+
+    crop: Literal["adm", "resize-centre", "none"] = Field(
+        description="of reference images that are not yet of the generated images' size"
+    )
+    rounding: Literal["nearest", "truncate"] = Field(
+        description="of float images to 256 levels: nearest, or the integer part of 255 x (corrupts exact round trips)"
+    )
 
 
 class Judge(Spec):
-    """Which network gives features and logits, through which library, from which of its layers."""
+    """Which network gives features and logits, from which of its layers, of images resized how."""
 
-    network: Literal["inception-v3", "photo-classifier"]
-    engine: Literal["torch-fidelity", "clean-fid"]
-    extractor: str = Field(description="torch-fidelity's registered name, or clean-fid's mode")
-    features: str = Field(description="layer of FID, precision and recall")
+    network: Literal["inception-v3", "vgg16", "dinov2-vitl14", "clip-vitb32", "photo-classifier"]
+    resize: Resampler
+    size: int | None = Field(default=None, gt=0, description="side the network sees; null: the images' own")
+    features: str = Field(description="layer of FID and KID")
     logits: str | None = Field(default=None, description="layer of the Inception Score")
+    spatial: str | None = Field(default=None, description="layer of sFID")
 
 
 class Splits(Spec):
-    """Inception Score: mean over `splits` parts of the shuffled samples."""
+    """Inception Score: mean over `splits` parts of the samples, shuffled by a fixed seed or in order."""
 
     splits: int = Field(gt=0)
     shuffle: bool
@@ -38,29 +60,53 @@ class Splits(Spec):
 
 
 class Neighbours(Spec):
-    """Precision and recall: k-nearest-neighbour balls around generated and reference features."""
+    """Precision, recall, density and coverage: k-nearest-neighbour balls around generated and reference features."""
 
+    judge: Judge | None = Field(default=None, description="network of its own; null: the judge's `features` layer")
     neighborhood: int = Field(gt=0)
-    reference_count: int = Field(gt=1)
+    comparison: Literal["<=", "<"] = Field(description="a point on a ball's surface is inside, or is not")
+    reference_count: int | None = Field(gt=1, description="reference images, drawn by seed; null: all")
     seed: int
-    batch: int = Field(gt=0, description="rows of one distance block; bounds memory, not the value")
+
+
+class Kernel(Spec):
+    """KID: unbiased MMD^2 with a polynomial kernel, mean over random subsets."""
+
+    subsets: int = Field(gt=1)
+    subset_size: int = Field(gt=1)
+    degree: int = Field(gt=0)
+    gamma: float | None = Field(default=None, description="null: 1 / d")
+    coef0: float
+    seed: int
+
+
+class Extrapolation(Spec):
+    """FID-infinity: FID of random subsets of several sizes, a line through them in 1/N, its value at 0."""
+
+    points: int = Field(gt=2)
+    smallest: int = Field(gt=1, description="images of the smallest subset where there are enough")
+    seed: int
 
 
 class SignalNoise(Spec):
-    """PSNR per RGB image, then the mean over images."""
+    """PSNR of an image pair, then the mean over images, or one PSNR of the MSE pooled over all images."""
 
-    space: Literal["rgb"]
-    data_range: int = Field(gt=0)
+    space: Literal["rgb", "y"] = Field(description="y: ITU-R BT.601 luma")
+    pooling: Literal["images", "mse"]
+    data_range: float = Field(gt=0, description="of images in levels 0..255")
     identical: Literal["exclude"] = Field(description="PSNR is infinite: left out of the mean and not counted in n")
 
 
 class Window(Spec):
-    """SSIM's window; `sigma` only for the Gaussian one."""
+    """SSIM's window, range and channels; `sigma` only for the Gaussian one."""
 
     window: Literal["uniform", "gaussian"]
     size: int = Field(gt=2)
     sigma: float | None = Field(default=None, gt=0)
-    data_range: int = Field(gt=0)
+    data_range: float = Field(gt=0, description="of images in levels 0..255; 510 where [0, 1] images were given 2")
+    channels: Literal["rgb", "gray", "y"]
+    covariance: Literal["sample", "population"]
+    downsample: bool = Field(default=False, description="average-pool so that the short side is near 256, as piq does")
 
     @model_validator(mode="after")
     def _whole_window(self) -> Window:
@@ -68,40 +114,53 @@ class Window(Spec):
             raise ValueError("a window has an odd size")
         if (self.sigma is not None) != (self.window == "gaussian"):
             raise ValueError("sigma belongs to the gaussian window, and only to it")
-        # scikit-image cuts its Gaussian at 3.5 sigma whatever window size it is told.
-        if self.sigma is not None and self.size != 2 * int(3.5 * self.sigma + 0.5) + 1:
-            raise ValueError(f"scikit-image's gaussian window of sigma {self.sigma} is not {self.size} wide")
         return self
 
 
 class Distance(Spec):
     """LPIPS: the network under it, and the suffix of its name where that is a stand-in."""
 
-    network: Literal["lpips-vgg16", "photo-classifier"]
+    network: Literal["lpips-vgg16", "lpips-alexnet", "photo-classifier"]
     suffix: str
 
 
 class ProbeRecipe(Spec):
-    """Linear probing: affine-free batch norm and one linear layer on frozen, mean-pooled features."""
+    """Linear probing: affine-free batch norm and one linear layer on frozen latents."""
 
-    optimizer: Literal["adamw"]
-    lr: float = Field(gt=0)
-    betas: tuple[float, float]
-    weight_decay: float = Field(ge=0)
-    epochs: int = Field(gt=0)
-    batch: int = Field(gt=1)
+    pooling: Literal["mean", "flat"] = Field(description="spatial mean of the latents, or all of them")
+    optimizer: Literal["adamw", "lbfgs"]
+    lr: float | None = Field(default=None, gt=0, description="adamw")
+    betas: tuple[float, float] | None = Field(default=None, description="adamw")
+    weight_decay: float = Field(ge=0, description="adamw: decoupled; lbfgs: L2 penalty of the mean loss")
+    epochs: int = Field(gt=0, description="adamw: passes; lbfgs: iterations")
+    batch: int | None = Field(default=None, gt=1, description="adamw")
     seed: int
+
+    @model_validator(mode="after")
+    def _own_settings(self) -> ProbeRecipe:
+        given = {"lr": self.lr, "betas": self.betas, "batch": self.batch}
+        wrong = [k for k, v in given.items() if (v is None) == (self.optimizer == "adamw")]
+        if wrong:
+            state = "needs" if self.optimizer == "adamw" else "has no"
+            raise ValueError(f"{self.optimizer} {state} {', '.join(wrong)}")
+        return self
 
 
 class Protocol(Spec):
     """One protocol. `suffix` ends the name of every judged metric: ``[demo-judge]``, or nothing for the plain one."""
 
     name: str
+    summary: str = Field(description="one line for people")
+    source: tuple[str, ...] = Field(min_length=1, description="repository:path or paper section of each choice")
     suffix: str
-    batch: int = Field(gt=0, description="images that go through the judge together")
+    batch: int = Field(gt=0, description="images that go through the judge together; bounds memory, not the value")
+    images: ImageRules
     judge: Judge
+    metrics: tuple[str, ...] = Field(description="what `vqbench evaluate` computes where --metrics is not given")
     inception_score: Splits | None = Field(alias="is")
     precision_recall: Neighbours | None
+    kid: Kernel | None
+    fid_infinity: Extrapolation | None
     psnr: SignalNoise
     ssim: Window
     lpips: Distance
@@ -114,6 +173,17 @@ class Protocol(Spec):
                 raise ValueError("a stand-in network needs a suffix: its numbers must not bear the plain name")
         if self.inception_score is not None and self.judge.logits is None:
             raise ValueError("the Inception Score needs the judge's 'logits' layer")
+        return self
+
+    @model_validator(mode="after")
+    def _defined(self) -> Protocol:
+        """What is listed can be computed."""
+        neighbours = dict.fromkeys(("precision", "recall", "density", "coverage"), self.precision_recall)
+        blocks = {"is": self.inception_score, "kid": self.kid, "fid_infinity": self.fid_infinity,
+                  "sfid": self.judge.spatial, **neighbours}  # fmt: skip
+        missing = [name for name in self.metrics if blocks.get(name, "") is None]
+        if missing:
+            raise ValueError(f"'metrics' lists {', '.join(missing)}, which the protocol does not define")
         return self
 
 
