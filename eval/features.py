@@ -1,159 +1,105 @@
-"""The judge: features and logits of uint8 images, through torch-fidelity's registry or clean-fid.
-
-The embedded classifier is registered with torch-fidelity as ``photo-classifier``, so that a stand-in judge runs the very
-code that Inception runs. Importing this imports torch-fidelity (two seconds): steps do, tables do not.
+"""The judge: features and logits of uint8 images, in parts of a few images, so that memory does not grow with the batch.
 
 Letters: B images, H W pixels, d feature length.
 """
 
 from __future__ import annotations
 
-import pickle
-import warnings
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
-from torch_fidelity.utils import create_feature_extractor
+from torch import Tensor
 
-from vqbench.errors import MissingWeights, SpecError, nearest
+from vqbench.errors import SpecError, nearest
+from vqbench.eval.base import Features, Layer
+from vqbench.eval.judge_kinds import ClassifierNetwork, open_network
+from vqbench.eval.judge_network import JudgeNetwork
 from vqbench.eval.protocols import Judge
-from vqbench.pretrained import open_classifier, weights_path
-from vqbench.specs import PretrainedSpec
+from vqbench.eval.resize import resize
 
-if TYPE_CHECKING:
-    from vqbench.steps import Finished
-
-CLASSIFIER = "photo-classifier"
-TORCHSCRIPT = "inception-2015-12-05.pt"  # the only name under which clean-fid looks for its network
-
-
-class Features(NamedTuple):
-    """What the judge says of a batch: `pooled` (B, d) float32, `logits` (B, classes) or None."""
-
-    pooled: Tensor
-    logits: Tensor | None
-
+__all__ = ["ClassifierNetwork", "Extractor", "JudgeNetwork", "make_extractor", "open_network"]
 
 Extractor = Callable[[np.ndarray], Features]  # uint8 (B, H, W, 3) -> Features on the judge's device
+GPU_CHUNK = 16  # times as many images run together there: small parts leave a GPU idle
 
 
-class ClassifierExtractor(FeatureExtractorBase):
-    """The embedded classifier behind torch-fidelity's interface: uint8 (B, 3, H, W) -> tuple of the layers asked for.
+def make_extractor(
+    judge: Judge,
+    network: JudgeNetwork,
+    device: torch.device,
+    layers: frozenset[Layer],
+    manifold: tuple[Judge, JudgeNetwork] | None = None,
+) -> Extractor:
+    """What gives the `layers` of images; others are not computed.
 
-    ``calculate_metrics(feature_extractor="photo-classifier", classifier=...)`` works as well.
-    """
+    Args:
+        judge: resize, size, and the names of the network's layers.
+        manifold: a judge of its own for precision, recall, density and coverage; None: "manifold" is "pooled".
 
-    def __init__(self, name: str, features_list: list[str], classifier: nn.Module | None = None, **_: Any) -> None:
-        super().__init__(name, features_list)
-        if classifier is None:
-            raise ValueError("pass classifier=...: the embedded judge has no weights of its own to fetch")
-        self.classifier: Any = classifier
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        pooled = self.classifier.features(images.float().div(127.5).sub(1.0))  # (B, d)
-        found = {"features": pooled, "logits": self.classifier.logits(pooled)}
-        return tuple(found[name] for name in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """Layers it can give."""
-        return "features", "logits"
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """Logits for the Inception Score, features for all others."""
-        return "logits" if metric == "isc" else "features"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Never: it takes milliseconds."""
-        return False
-
-
-if CLASSIFIER not in FEATURE_EXTRACTORS_REGISTRY:
-    register_feature_extractor(CLASSIFIER, ClassifierExtractor)
-
-
-def open_extractor(judge: Judge, spec: PretrainedSpec, finished: Finished, device: torch.device) -> Extractor:
-    """The judge that a protocol names, over the network that the scale puts in that role.
+    Returns:
+        uint8 (B, H, W, 3) -> :class:`Features`: what was not asked for is None, `pooled` then (B, 0). An image's features
+        do not depend on the batch it comes in beyond the rounding of float32: about 1e-6 of their size.
 
     Raises:
-        SpecError: the scale's network is not the protocol's, or the library has no such extractor or layer.
-        MissingWeights: the weights are not there, or are not what the library loads.
+        SpecError: a layer that the network has not, a layer asked for that the judge does not name, or another size than
+            the network takes.
     """
-    if spec.kind != judge.network:
-        raise SpecError(
-            f"the protocol's judge is '{judge.network}', the scale's is '{spec.kind}'; mend 'protocol' or 'roles.judge'"
-        )
-    if spec.kind == CLASSIFIER:
-        return fidelity_extractor(judge, device, classifier=open_classifier(spec, finished, device))
-    weights = weights_path(spec, finished)
-    if judge.engine == "clean-fid":
-        return clean_extractor(judge, weights, device)
-    return fidelity_extractor(judge, device, feature_extractor_weights_path=str(weights))
+    names: dict[Layer, str | None] = {"pooled": judge.features, "logits": judge.logits, "spatial": judge.spatial}
+    _check(judge, network, [name for name in names.values() if name is not None])
+    own = layers - {"manifold"} | ({"pooled"} if "manifold" in layers and manifold is None else set())
+    wanted = {layer: _named(name, layer, judge) for layer, name in names.items() if layer in own}
+    second: tuple[Judge, JudgeNetwork] | None = None
+    if manifold is not None and "manifold" in layers:
+        second = manifold
+        _check(*second, [second[0].features])
+
+    def extract(images: np.ndarray) -> Features:
+        found = run(judge, network, images, device, wanted)
+        if second is not None:
+            found |= run(*second, images, device, {"manifold": second[0].features})
+        pooled = found.pop("pooled", torch.empty(len(images), 0, device=device))
+        return Features(pooled, **found)
+
+    return extract
 
 
-def fidelity_extractor(judge: Judge, device: torch.device, **options: Any) -> Extractor:
-    """An extractor of torch-fidelity's registry; `options` go to its constructor."""
-    layers = [judge.features, *([judge.logits] if judge.logits else [])]
-    _check_layers(judge.extractor, layers)
+def run(
+    judge: Judge, network: JudgeNetwork, images: np.ndarray, device: torch.device, wanted: Mapping[Layer, str]
+) -> dict[Layer, Tensor]:
+    """The `wanted` layers of images (B, H, W, 3) uint8, under our names: each (B, d) float32."""
+    assert images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3, "the judge takes uint8 RGB"
+    chunk, names = network.chunk * (1 if device.type == "cpu" else GPU_CHUNK), sorted(set(wanted.values()))
+    parts = []
+    with torch.inference_mode(), full_precision():
+        for start in range(0, len(images) if names else 0, chunk):
+            levels = resize(images[start : start + chunk], judge.resize, judge.size, device)  # (b, 3, S, S)
+            parts.append(network(levels, names))
+    return {layer: torch.cat([part[name] for part in parts]) for layer, name in wanted.items()}
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 on a GPU, whoever calls: it moves FID in its third digit."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
     try:
-        network = create_feature_extractor(judge.extractor, layers, device.type == "cuda", verbose=False, **options)
-    except (RuntimeError, OSError, pickle.UnpicklingError) as error:
-        raise MissingWeights(f"torch-fidelity cannot load the judge's weights: {error}; fetch them again") from None
-
-    @torch.no_grad()
-    def extract(images: np.ndarray) -> Features:
-        batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(device)
-        found = network.convert_features_tuple_to_dict(network(batch.contiguous()))
-        return Features(found[judge.features], found[judge.logits] if judge.logits else None)
-
-    return extract
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
-def _check_layers(extractor: str, layers: list[str]) -> None:
-    if extractor not in FEATURE_EXTRACTORS_REGISTRY:
-        raise SpecError(f"unknown extractor '{extractor}'; {nearest(extractor, FEATURE_EXTRACTORS_REGISTRY)}")
-    known = FEATURE_EXTRACTORS_REGISTRY[extractor].get_provided_features_list()
-    for layer in layers:
-        if layer not in known:
-            raise SpecError(f"extractor '{extractor}' has no layer '{layer}'; {nearest(layer, known)}")
+def _named(name: str | None, layer: Layer, judge: Judge) -> str:
+    if name is None:
+        raise SpecError(f"the protocol names no '{layer}' layer of its judge '{judge.network}'; add it to 'judge'")
+    return name
 
 
-def clean_extractor(judge: Judge, weights: Path, device: torch.device) -> Extractor:
-    """clean-fid's resize (PIL bicubic, floats, per channel) and its TorchScript Inception: pool3, (B, 2048).
-
-    Raises:
-        MissingWeights: the file is not the TorchScript one that clean-fid opens.
-        SpecError: another mode than ``clean``.
-    """
-    from cleanfid.inception_torchscript import InceptionV3W
-    from cleanfid.resize import build_resizer
-
-    if judge.extractor != "clean":
-        raise SpecError(f"clean-fid's mode '{judge.extractor}' is not supported; use 'clean'")
-    if weights.name != TORCHSCRIPT:
-        raise MissingWeights(f"clean-fid opens '{TORCHSCRIPT}', not '{weights.name}'; name a judge that is that file")
-    with _quiet():
-        network = InceptionV3W(str(weights.parent), download=False, resize_inside=False).to(device).eval()
-    resize = build_resizer(judge.extractor)
-
-    @torch.no_grad()
-    def extract(images: np.ndarray) -> Features:
-        with _quiet():
-            resized = np.stack([resize(image) for image in images])  # (B, 299, 299, 3)
-            pooled = network(torch.from_numpy(resized).permute(0, 3, 1, 2).to(device))  # (B, 2048)
-        return Features(pooled, None)
-
-    return extract
-
-
-def _quiet() -> warnings.catch_warnings[None]:
-    """clean-fid uses torch.jit and a Pillow argument that are deprecated."""
-    return warnings.catch_warnings(action="ignore")
+def _check(judge: Judge, network: JudgeNetwork, names: list[str]) -> None:
+    for name in names:
+        if name not in network.layers:
+            raise SpecError(f"judge '{judge.network}' has no layer '{name}'; {nearest(name, network.layers)}")
+    if network.size is not None and judge.size != network.size:
+        raise SpecError(f"judge '{judge.network}' takes images of {network.size} pixels; mend 'size: {judge.size}'")

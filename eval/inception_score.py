@@ -1,59 +1,62 @@
-"""Inception Score by torch-fidelity, over the judge's logits."""
+"""Inception Score: exp of the mutual information between an image and its label (Salimans et al. 2016)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import itertools
+from typing import ClassVar
 
-import torch
-from torch import Tensor
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+import numpy as np
+from scipy.special import entr, log_softmax
 
 from vqbench.errors import SpecError
-from vqbench.eval.base import Metric
+from vqbench.eval.base import Estimate, Layer, SetMetric
+from vqbench.eval.feature_set import FeatureSet
+from vqbench.eval.intervals import student
 from vqbench.eval.protocols import Splits
 
-if TYPE_CHECKING:
-    from vqbench.eval.features import Features
 
-# exp(-600) is a normal float64 after the softmax's division; a lower logit could underflow to probability 0 in every
-# image of a split, and torch-fidelity's 0 * log 0 would make the whole score NaN.
-LOGIT_FLOOR = 600.0
+class InceptionScore(SetMetric):
+    """exp of the mean KL divergence between p(y|x) and p(y), in [1, classes], mean over splits of the generated images.
 
-
-class InceptionScore(Metric):
-    """exp of the mean KL divergence between p(y|x) and p(y), mean over splits (Salimans et al. 2016).
-
-    Splits are shuffled with a fixed seed: samples sorted by class would otherwise put few classes in a split.
+    Shuffled by a fixed seed, or in the order of their indices: samples sorted by class then put few classes in a split.
+    Source: toshas/torch-fidelity:torch_fidelity/metric_isc.py (where the splits are cut, and the shuffle).
     """
 
     unit = ""
     higher_is_better = True
-    needs = "sets"
+    interval = "Student's t over the splits; undefined for one"
+    not_finite = "logits that are not finite are refused; a probability of 0 adds 0"
+    rows: ClassVar[frozenset[Layer]] = frozenset({"logits"})
+    moments: ClassVar[frozenset[Layer]] = frozenset()
 
     def __init__(self, protocol: Splits) -> None:
         self.protocol = protocol
-        self.logits: list[Tensor] = []
 
-    @property
-    def count(self) -> int:
-        """Images added."""
-        return sum(len(batch) for batch in self.logits)
-
-    def update(self, *batch: Any) -> None:
-        """Add :class:`vqbench.eval.features.Features` of one batch; its logits are kept, (B, classes)."""
-        features: Features = batch[0]
-        assert features.logits is not None, "the protocol names no logits layer"
-        self.logits.append(features.logits.cpu())
-
-    def compute(self) -> dict[str, float]:
-        """``{"is": score}`` in [1, classes].
+    def compute(self, generated: FeatureSet, reference: FeatureSet | None = None) -> dict[str, Estimate]:
+        """``{"is": score}``; no reference is read.
 
         Raises:
             SpecError: fewer images than splits.
         """
-        if self.count < self.protocol.splits:
-            raise SpecError(f"{self.count} images cannot be cut into {self.protocol.splits} splits; lower 'is.splits'")
-        logits = torch.cat(self.logits).double()  # (n, classes)
-        floored = torch.maximum(logits, logits.amax(1, keepdim=True) - LOGIT_FLOOR)
-        found = isc_features_to_metric(floored, self.protocol.splits, self.protocol.shuffle, self.protocol.seed)
-        return {"is": float(found[KEY_METRIC_ISC_MEAN])}
+        logits, splits = generated.matrix("logits"), self.protocol.splits
+        count = len(logits)
+        if count < splits:
+            raise SpecError(f"{count} images cannot be cut into {splits} splits; lower 'is.splits' or give more images")
+        order = np.arange(count)
+        if self.protocol.shuffle:
+            order = np.random.RandomState(self.protocol.seed).permutation(count)
+        cuts = [i * count // splits for i in range(splits + 1)]
+        scores = [_score(logits[order[a:b]]) for a, b in itertools.pairwise(cuts)]
+        value = float(np.mean(scores))
+        return {"is": Estimate(value, *student(scores), count)}
+
+
+def _score(logits: np.ndarray) -> float:
+    """The score of one split, (n, classes).
+
+    KL is the entropy of the mean less the mean entropy: no logarithm of a probability that underflowed in every image.
+    """
+    log_p = log_softmax(logits.astype(np.float64), axis=1)  # (n, classes)
+    p = np.exp(log_p)
+    information = float(entr(p.mean(0)).sum()) + float(np.einsum("ij,ij->", p, log_p)) / len(p)
+    return float(np.exp(max(0.0, information)))

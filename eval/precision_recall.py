@@ -1,67 +1,65 @@
-"""Improved precision and recall by torch-fidelity, over the features of FID."""
+"""Improved precision and recall (Kynkaanniemi et al. 2019)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
-
-from vqbench.errors import SpecError
-from vqbench.eval.base import Metric
+from vqbench.errors import ArtifactError, SpecError
+from vqbench.eval import neighbours
+from vqbench.eval.base import Estimate, Layer, SetMetric
+from vqbench.eval.feature_set import FeatureSet
+from vqbench.eval.fid import device
+from vqbench.eval.intervals import wilson
+from vqbench.eval.neighbours import Counts
 from vqbench.eval.protocols import Neighbours
 
-if TYPE_CHECKING:
-    from vqbench.eval.features import Features
 
-
-class PrecisionRecall(Metric):
-    """Kynkaanniemi et al. 2019: shares of samples near reference images, and of reference images near samples, in [0, 1].
+class PrecisionRecall(SetMetric):
+    """Shares of generated images near reference images, and of reference images near generated ones, in [0, 1].
 
     Near: within the distance to the k-th neighbour of one of the other set's own points.
-
-    Args:
-        reference: features of the reference images, (R, d).
     """
 
     unit = ""
     higher_is_better = True
-    needs = "sets"
+    interval = "Wilson score over the images, balls fixed"
+    not_finite = "features that are not finite are refused"
+    rows: ClassVar[frozenset[Layer]] = frozenset({"manifold"})
+    moments: ClassVar[frozenset[Layer]] = frozenset()
+    reference_rows: ClassVar[frozenset[Layer]] = frozenset({"manifold"})
 
-    def __init__(self, reference: np.ndarray, protocol: Neighbours) -> None:
-        self.reference, self.protocol = torch.from_numpy(np.ascontiguousarray(reference)), protocol
-        self.features: list[Tensor] = []
+    def __init__(self, protocol: Neighbours) -> None:
+        self.protocol = protocol
 
-    @property
-    def count(self) -> int:
-        """Images added."""
-        return sum(len(batch) for batch in self.features)
-
-    def update(self, *batch: Any) -> None:
-        """Add :class:`vqbench.eval.features.Features` of one batch; the pooled ones are kept, (B, d)."""
-        features: Features = batch[0]
-        self.features.append(features.pooled)
-
-    def compute(self) -> dict[str, float]:
+    def compute(self, generated: FeatureSet, reference: FeatureSet) -> dict[str, Estimate]:
         """``{"precision": p, "recall": r}``.
 
         Raises:
             SpecError: a set is too small to have a k-th neighbour.
         """
-        k = self.protocol.neighborhood
-        if min(self.count, len(self.reference)) <= k:
-            raise SpecError(
-                f"precision and recall need more than {k} images a set, there are {self.count} and "
-                f"{len(self.reference)}; lower 'precision_recall.neighborhood' or raise the counts"
-            )
-        # Distances go through a matmul, |a|^2 + |b|^2 - 2ab, which cancels unless the features are centred first.
-        centre = self.reference.double().mean(0)
-        sets = (torch.cat(self.features), self.reference)
-        samples, reference = ((x.double() - centre.to(x.device)).float().to(sets[0].device) for x in sets)  # (., d)
-        # The `full` mode would hold n x n distances: 39 GB at 50,000 samples.
-        found = prc_features_to_metric(
-            samples, reference, prc_neighborhood=k, prc_batch_size=self.protocol.batch, save_cpu_ram=True, verbose=False
+        counts, n, m = ball_counts(generated, reference, self.protocol)
+        return {
+            "precision": Estimate(counts.precise / n, *wilson(counts.precise, n), n),
+            "recall": Estimate(counts.recalled / m, *wilson(counts.recalled, m), n),
+        }
+
+
+def ball_counts(generated: FeatureSet, reference: FeatureSet, protocol: Neighbours) -> tuple[Counts, int, int]:
+    """Memberships, n and m; computed once for all metrics that ask for the same sets.
+
+    Raises:
+        SpecError: a set is too small to have a k-th neighbour.
+        ArtifactError: features of different lengths.
+    """
+    k, closed = protocol.neighborhood, protocol.comparison == "<="
+    mine, theirs = generated.matrix("manifold"), reference.matrix("manifold")
+    if min(len(mine), len(theirs)) <= k:
+        raise SpecError(
+            f"precision and recall need more than {k} images a set, there are {len(mine)} and {len(theirs)}; "
+            "lower 'precision_recall.neighborhood' or give more images"
         )
-        return {"precision": float(found[KEY_METRIC_PRECISION]), "recall": float(found[KEY_METRIC_RECALL])}
+    if mine.shape[1] != theirs.shape[1]:
+        raise ArtifactError(f"features of {mine.shape[1]} and {theirs.shape[1]} dimensions: these are of two judges")
+    key = ("balls", reference, reference.count, k, closed)
+    found: Counts = generated.once(key, lambda: neighbours.ball_counts(mine, theirs, k, closed, device()))
+    return found, len(mine), len(theirs)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 # Inception's modules in the order in which torch-fidelity's forward calls them.
@@ -35,6 +37,11 @@ def write_inception(path: Path) -> Path:
         for module in network.modules():
             if isinstance(module, nn.Conv2d):  # torch's own start would let a signal fade to 1e-8 in so deep a network
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if isinstance(module, nn.BatchNorm2d):  # none of its four parts may go unnoticed
+                for part in (module.weight, module.running_var):
+                    nn.init.uniform_(part, 0.9, 1.1)
+                for part in (module.bias, module.running_mean):
+                    nn.init.normal_(part, std=0.1)
     empty.unlink()
     torch.save(network.state_dict(), path)
     return path
@@ -50,12 +57,37 @@ def write_torchscript(path: Path, inception: Path) -> Path:
     return path
 
 
-def write_vgg16(path: Path) -> Path:
-    """A state dict of VGG-16's convolutions under torchvision's names."""
+def write_vgg16(path: Path, whole: bool = False) -> Path:
+    """A state dict of VGG-16 under torchvision's names: its convolutions, or `whole` with the 500 MB of its head."""
     from torchvision.models import vgg16
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        state = {k: v for k, v in vgg16(weights=None).state_dict().items() if k.startswith("features.")}
+        if whole:
+            state = _random_like(vgg16, weights=None)
+        else:
+            state = {k: v for k, v in vgg16(weights=None).state_dict().items() if k.startswith("features.")}
     torch.save(state, path)
     return path
+
+
+def write_dinov2(path: Path, **shape: Any) -> dict[str, Tensor]:
+    """A state dict as Meta's file of DINOv2 ViT-L/14 is, or of another `shape` (timm's arguments)."""
+    import timm
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = _random_like(timm.create_model, model_name="vit_large_patch14_dinov2", num_classes=0, **shape)
+    state["mask_token"] = torch.zeros(1, state["cls_token"].shape[-1])
+    torch.save(state, path)
+    return state
+
+
+def _random_like(build: Callable[..., nn.Module], **options: Any) -> dict[str, Tensor]:
+    """Random weights that keep a signal's size, without the minutes that the libraries' own start takes."""
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in build(**options).state_dict().items()}
+    return {
+        k: torch.randn(s) * (3 / math.prod(s[1:])) ** 0.5 if len(s) > 1 else torch.rand(s) * 0.2
+        for k, s in shapes.items()
+    }

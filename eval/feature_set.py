@@ -1,0 +1,238 @@
+"""Features of a set of images: streamed, merged, kept within a bound of memory; what every set metric compares.
+
+Letters: B images of a batch, n images of a set, d feature length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqbench.errors import ArtifactError
+from vqbench.eval.base import Batch, Layer
+from vqbench.eval.protocols import Neighbours
+from vqbench.eval.rows import Rows
+from vqbench.seeds import numpy_rng
+
+HELD = 1024  # rows that moments wait for: a (d, d) product of few rows is mostly traffic
+
+
+class Gaussian(NamedTuple):
+    """What FID knows of a set of n images.
+
+    Attributes:
+        mu: (d,) float64 mean.
+        sigma: (d, d) float64 covariance, divided by n - 1.
+        rows: (n, d) features of all n images where they were kept; sigma is then theirs.
+    """
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    n: int
+    rows: np.ndarray | None = None
+
+
+class Moments:
+    """Mean and scatter accumulated in float64, merged by Chan's update: no sum of squares cancels.
+
+    The first d rows are held back: a set with no more has a singular covariance, and FID then needs its rows.
+    """
+
+    def __init__(self) -> None:
+        self.added = 0  # rows in `mean` and `scatter`
+        self.mean: Tensor | float = 0.0
+        self.scatter: Tensor | float = 0.0
+        self._held: list[Tensor] = []
+
+    @property
+    def count(self) -> int:
+        """Rows added."""
+        return self.added + sum(map(len, self._held))
+
+    def update(self, features: Tensor) -> None:
+        """Add features (B, d)."""
+        if not len(features):
+            return
+        self._held.append(features.float())
+        if sum(map(len, self._held)) > max(HELD, 0 if self.added else features.shape[1]):
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            rows, self._held = torch.cat(self._held).double(), []
+            mean = rows.mean(0)  # (d,)
+            rows -= mean
+            self._add(len(rows), mean, rows.T @ rows)
+
+    def merge(self, other: Moments) -> None:
+        """Add all that `other` holds."""
+        if other.added:
+            self._flush()
+            assert isinstance(other.mean, Tensor) and isinstance(other.scatter, Tensor)
+            self._add(other.added, other.mean, other.scatter)
+        for rows in other._held:
+            self.update(rows)
+
+    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        total = self.added + count
+        shift = mean - self.mean
+        self.scatter += scatter
+        self.scatter.addr_(shift, shift, alpha=self.added * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.added = total
+
+    def gaussian(self) -> Gaussian:
+        """The statistics so far.
+
+        Raises:
+            ArtifactError: fewer than two images, which have no covariance.
+        """
+        if self.count < 2:
+            raise ArtifactError(f"a covariance needs at least 2 images, there are {self.count}; give more")
+        whole, rows = Moments(), None if self.added else torch.cat(self._held).cpu().numpy()
+        whole.merge(self)  # the rows stay held back here: more may come
+        whole._flush()
+        assert isinstance(whole.mean, Tensor) and isinstance(whole.scatter, Tensor)
+        return Gaussian(whole.mean.cpu().numpy(), (whole.scatter / (whole.added - 1)).cpu().numpy(), whole.added, rows)
+
+
+class FeatureSet:
+    """Moments of all images of a set, and the features of all or of chosen ones.
+
+    Args:
+        moments: layers of which mean and covariance are wanted.
+        rows: layer -> indices of the images whose features are kept, sorted; None keeps all. Where all are kept,
+            moments are taken from them at the end and cost nothing before.
+    """
+
+    def __init__(self, moments: frozenset[Layer], rows: Mapping[Layer, np.ndarray | None]) -> None:
+        self.count = 0
+        self._chosen = dict(rows)
+        self._rows: dict[Layer, Rows] = {layer: Rows() for layer in rows}
+        whole = {layer for layer, chosen in rows.items() if chosen is None}
+        self._moments: dict[Layer, Moments] = {layer: Moments() for layer in sorted(moments - whole)}
+        self._known: dict[Hashable, Any] = {}
+
+    def update(self, batch: Batch) -> None:
+        """Add the features of one batch.
+
+        Raises:
+            ArtifactError: a feature is not finite.
+        """
+        assert batch.features is not None, "a batch without features"
+        if batch.features.manifold is None:
+            self._share()
+        self.count += len(batch.indices)
+        self._known.clear()
+        found = {layer: _layer(batch, layer) for layer in {*self._moments, *self._rows}}
+        for layer, moments in self._moments.items():
+            moments.update(found[layer])
+        for layer, rows in self._rows.items():
+            chosen = self._chosen[layer]
+            inside = slice(None) if chosen is None else np.isin(batch.indices, chosen)
+            rows.append(batch.indices[inside], found[layer].cpu().numpy()[inside])
+
+    def _share(self) -> None:
+        """Precision and recall read the pooled features: one copy serves both, if it holds the same images."""
+        if "manifold" not in self._rows:
+            return
+        if "pooled" not in self._rows:
+            self._rows["pooled"] = self._rows.pop("manifold")
+            self._chosen["pooled"] = self._chosen.pop("manifold")
+        elif _same(self._chosen["pooled"], self._chosen["manifold"]):
+            del self._rows["manifold"], self._chosen["manifold"]
+
+    def merge(self, other: FeatureSet) -> None:
+        """Add all that another shard of the same making holds.
+
+        Raises:
+            ArtifactError: an image is in both, which shows when the features are asked for.
+        """
+        if not other.count:
+            return
+        if "manifold" not in other._rows:
+            self._share()
+        self.count += other.count
+        self._known.clear()
+        for layer, moments in self._moments.items():
+            moments.merge(other._moments[layer])
+        for layer, rows in self._rows.items():
+            rows.merge(other._rows[layer])
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives, computed at the first call with `key` and kept until the set changes."""
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def gaussian(self, layer: Layer) -> Gaussian:
+        """Mean and covariance of a layer.
+
+        Raises:
+            ArtifactError: fewer than two images.
+        """
+        moments = self._moments.get(layer)
+        make = moments.gaussian if moments is not None else lambda: gaussian_of(self.matrix(layer))
+        found: Gaussian = self.once(("gaussian", layer), make)
+        return found
+
+    def matrix(self, layer: Layer) -> np.ndarray:
+        """The kept features of a layer in the order of their images, (n, d) float32; "manifold" is "pooled" by default.
+
+        Raises:
+            ArtifactError: they were not kept, there is none, or an image came twice.
+        """
+        found = self._place(layer)
+        if found not in self._rows:
+            raise ArtifactError(f"the features '{layer}' of this set were not kept; make its statistics again")
+        return self._rows[found].matrix()
+
+    def indices(self, layer: Layer) -> np.ndarray:
+        """Which images :meth:`matrix` holds."""
+        return self._rows[self._place(layer)].indices
+
+    def has_rows(self, layer: Layer) -> bool:
+        """Whether :meth:`matrix` can answer."""
+        return self._place(layer) in self._rows
+
+    def _place(self, layer: Layer) -> Layer:
+        return "pooled" if layer == "manifold" and "manifold" not in self._rows else layer
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Layers of which there are moments."""
+        return tuple(sorted({*self._moments, *(layer for layer, kept in self._chosen.items() if kept is None)}))
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is b if a is None or b is None else np.array_equal(a, b)
+
+
+def _layer(batch: Batch, layer: Layer) -> Tensor:
+    assert batch.features is not None
+    found: Tensor | None = getattr(batch.features, layer)
+    if found is None and layer == "manifold":
+        found = batch.features.pooled
+    assert found is not None, f"the judge was not asked for '{layer}'"
+    if not torch.isfinite(found).all():
+        raise ArtifactError("the judge gave features that are not finite; its weights are damaged, fetch them again")
+    return found
+
+
+def gaussian_of(rows: np.ndarray) -> Gaussian:
+    """The statistics of features (n, d), in chunks: never all of them in float64."""
+    moments = Moments()
+    for start in range(0, len(rows), HELD):
+        moments.update(torch.from_numpy(np.array(rows[start : start + HELD])))
+    return moments.gaussian()._replace(rows=rows)
+
+
+def choose(count: int, neighbours: Neighbours) -> np.ndarray:
+    """Sorted indices of the images whose features are kept, the same ones for any batch size; int64 (R,)."""
+    size = min(count, neighbours.reference_count or count)
+    rng = numpy_rng(neighbours.seed, "precision-recall", count)
+    return np.sort(rng.choice(count, size, replace=False)).astype(np.int64)
