@@ -1,0 +1,146 @@
+"""A set of images: the same uint8 batches whatever holds them; decoded ahead, cropped, hashed, counted.
+
+Letters: n images, B images of a batch, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from vqbench.errors import DataError
+from vqbench.eval.decoding_images import Decoded, fit, in_order, shape, size_of
+from vqbench.eval.protocols import ImageRules
+
+CHUNK = 16  # images of a batch where nobody looks at them
+
+
+class Rules(NamedTuple):
+    """How a source reads its images.
+
+    Attributes:
+        images: the protocol's.
+        crop_to: (H, W) of every image; None takes them as they are.
+        value_range: of float images.
+        any_size: images may differ in size; a batch still holds one size.
+    """
+
+    images: ImageRules
+    crop_to: tuple[int, int] | None = None
+    value_range: tuple[float, float] | None = None
+    any_size: bool = False
+
+
+class Source(ABC):
+    """A set of images, read in order any number of times; memory is bounded whatever n.
+
+    Attributes:
+        name: short, for people.
+        size: (H, W) of its images; with ``any_size`` of the first one.
+        formats: file format, or what held the images -> how many of those read so far.
+        sizes: (H, W) -> how many of those read so far; more than one only with ``any_size``.
+        converted: rule, e.g. "grayscale to RGB" -> on how many of those read so far.
+        labels: (n,) int64 classes where they are known.
+        classes: names of the classes where they are known.
+    """
+
+    size: tuple[int, int]
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    threads = 1
+
+    def __init__(self, name: str, count: int, rules: Rules) -> None:
+        if not count:
+            raise DataError(f"{name} holds no images")
+        self.name, self.rules = name, rules
+        self.formats: Counter[str] = Counter()
+        self.sizes: Counter[tuple[int, int]] = Counter()
+        self.converted: Counter[str] = Counter()
+        self._hashes, self._seen = np.zeros((count, 32), np.uint8), np.zeros(count, bool)
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    @abstractmethod
+    def reader(self) -> Callable[[int], Decoded]:
+        """Gives the image of an index; called from :attr:`threads` threads, in order where that is one."""
+
+    @abstractmethod
+    def image_name(self, index: int) -> str:
+        """What errors call an image."""
+
+    def batches(self, batch: int, order: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Indices (B,) int64 and images (B, H, W, 3) uint8; the next batch is decoded while this one is worked on.
+
+        Args:
+            order: indices in the order wanted; only of a :class:`Folder`.
+
+        Raises:
+            DataError: an image that cannot be read or has another size than the first; names it.
+        """
+        order = np.arange(len(self)) if order is None else order
+        held: list[np.ndarray] = []
+        start = 0
+        for found in self._decoded(order, batch):
+            if held and (len(held) == batch or held[0].shape != found.shape):
+                yield order[start : start + len(held)], np.stack(held)
+                start, held = start + len(held), []
+            held.append(found)
+        yield order[start:], np.stack(held)
+
+    def _decoded(self, order: np.ndarray, ahead: int) -> Iterator[np.ndarray]:
+        """Images (H, W, 3) in order, noted as they come."""
+        read, indices = self.reader(), order.tolist()
+        found = in_order(lambda index: self._read(read, index), indices, self.threads, ahead + self.threads)
+        for index, each in zip(indices, found, strict=True):
+            self._note(index, each)
+            yield each.pixels
+
+    def _read(self, read: Callable[[int], Decoded], index: int) -> _Pixels:
+        """In a decoding thread: decode, crop, hash."""
+        image, kind, rules = read(index)
+        name, crop = self.image_name(index), self.rules.crop_to
+        size = size_of(image)
+        if crop is not None and size != crop:
+            image = fit(image, crop, self.rules.images, name)
+            rules = (*rules, f"cropped to {shape(crop)} ({self.rules.images.crop})")
+        elif size != self.size and not self.rules.any_size:
+            raise DataError(
+                f"images of one set have one size: {self.image_name(0)} is {shape(self.size)}, {name} is {shape(size)}; "
+                "crop them to one size"
+            )
+        pixels = np.asarray(image)
+        digest = hashlib.sha256(shape(pixels.shape).encode())
+        digest.update(np.ascontiguousarray(pixels).data)
+        return _Pixels(pixels, kind, rules, digest.digest())
+
+    def _note(self, index: int, found: _Pixels) -> None:
+        if not self._seen[index]:  # each image counts once, however often it is read
+            self._seen[index] = True
+            self._hashes[index] = np.frombuffer(found.digest, np.uint8)
+            self.formats[found.kind] += 1
+            self.sizes[size_of(found.pixels)] += 1
+            self.converted.update(found.rules)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the images as they are scored, in order: converted and cropped pixels, no names or paths.
+
+        The same images have the same digest in any container. It is taken along with the first pass over them; where
+        there was none, one is made.
+        """
+        if not self._seen.all():
+            for _ in self.batches(CHUNK):
+                pass
+        return hashlib.sha256(self._hashes.tobytes()).hexdigest()
+
+
+class _Pixels(NamedTuple):
+    pixels: np.ndarray
+    kind: str
+    rules: tuple[str, ...]
+    digest: bytes

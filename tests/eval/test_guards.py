@@ -1,0 +1,189 @@
+"""Warnings: each appears where it should, says its numbers, and does not where all is well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vqbench.eval.feature_set import Gaussian
+from vqbench.eval.guards import ENOUGH, Guards
+from vqbench.eval.protocols import Protocol, load_protocol
+from vqbench.eval.sources import Source, open_source
+from vqbench.eval.statistics_file import Reference
+
+ADM = load_protocol("adm")
+IN_ORDER = load_protocol("llamagen-code")  # IS over chunks in the order of the samples
+UNCROPPED = load_protocol("clean-fid")
+GAUSSIAN = Gaussian(np.zeros(2), np.eye(2), 0)
+
+
+def some(count: int = 12, seed: int = 0, size: int = 6) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def many(count: int = ENOUGH, seed: int = 0) -> np.ndarray:
+    return some(count, seed, 2)  # 2^96 images of that size: none twice
+
+
+def opened(what: Any, protocol: Protocol = ADM, **options: Any) -> Source:
+    return open_source(what, protocol.images, **options)
+
+
+def watch(
+    source: Source, other: Source | Reference | None, names: tuple[str, ...], protocol: Protocol = ADM
+) -> list[str]:
+    """The warnings after a pass over both sides."""
+    guards = Guards(protocol, list(names))
+    for indices, images in source.batches(5000):
+        guards.see(indices, images)
+    if isinstance(other, Source):
+        for _ in other.batches(5000):
+            pass
+    return guards.warnings(source, other)
+
+
+def saved(count: int, **meta: Any) -> Reference:
+    return Reference("ref.npz", count, {"pooled": GAUSSIAN}, {}, meta)
+
+
+def write(folder: Path, images: np.ndarray, suffix: str = ".png", start: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images, start):
+        Image.fromarray(image).save(folder / f"{i:04d}{suffix}")
+    return folder
+
+
+def test_enough_good_images_give_no_warning() -> None:
+    assert watch(opened(many()), opened(many(seed=1)), ("fid", "sfid", "is", "precision")) == []
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(12, ENOUGH), (ENOUGH, 12), (12, 13)])
+def test_few_images_are_counted_on_both_sides(ours: int, theirs: int) -> None:
+    (found,) = watch(opened(many(ours)), opened(many(theirs, 1)), ("fid", "rfid", "precision"))
+    assert found.startswith(
+        f"fid and rfid of {ours:,} generated images against {theirs:,} reference images: below 10,000 "
+    )
+
+
+def test_only_fid_is_biased_by_few_images() -> None:
+    assert watch(opened(some()), opened(some(seed=1)), ("is", "kid", "fid_infinity", "psnr", "precision")) == []
+
+
+def test_saved_statistics_count_by_what_they_say() -> None:
+    assert watch(opened(many()), saved(50_000, protocol="adm"), ("fid",)) == []
+    (found,) = watch(opened(many()), saved(48, protocol="adm"), ("fid",))
+    assert "against 48 reference images" in found
+    few, unsigned = watch(opened(some()), saved(0), ("fid",))
+    assert "a reference of unknown size" in few and unsigned.startswith("ref.npz does not say under which protocol")
+
+
+def test_copies_are_counted_pixel_for_pixel() -> None:
+    images = some(20)
+    images[[7, 13, 19]] = images[2]
+    images[11] = images[3]
+    images[12] = images[4]
+    images[12, 0, 0, 0] ^= 1
+    (found,) = watch(opened(images), None, ("is",))
+    assert found.startswith("4 of 20 generated images are copies")
+
+
+@settings(max_examples=30, deadline=None)
+@given(kinds=st.lists(st.integers(0, 5), min_size=1, max_size=30), batch=st.integers(1, 31), seed=st.integers(0, 9))
+def test_copies_do_not_hang_on_order_or_batches(kinds: list[int], batch: int, seed: int) -> None:
+    guards, order = Guards(ADM, []), np.random.default_rng(seed).permutation(len(kinds))
+    images = some(6)[np.array(kinds)]
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
+        guards.see(part, images[part])
+    assert guards.duplicates == len(kinds) - len(set(kinds))
+
+
+def test_the_watch_keeps_eight_bytes_an_image() -> None:
+    guards = Guards(ADM, [])
+    for _ in range(3):
+        guards.see(np.arange(100), some(100, size=32))
+    assert sum(part.nbytes for part in guards._hashes) == 300 * 8
+
+
+def folders(root: Path, counts: dict[str, int]) -> Path:
+    for place, (name, count) in enumerate(counts.items()):
+        write(root / name, some(count, place))
+    return root
+
+
+def test_sorted_classes_matter_where_the_score_is_taken_in_order(tmp_path: Path) -> None:
+    source = opened(folders(tmp_path, {"cat": 6, "dog": 6}))
+    assert watch(source, None, ("is",)) == []  # shuffled
+    assert watch(source, None, ("precision",), IN_ORDER) == []
+    (found,) = watch(source, None, ("is",), IN_ORDER)
+    assert "sorted by class (2 classes)" in found and "10 chunks" in found and "shuffle" in found
+
+
+def test_shuffled_labels_are_no_warning(tmp_path: Path) -> None:
+    for labels, expected in ((np.arange(12) % 3, 0), (np.sort(np.arange(12) % 3), 1), (np.zeros(12, int), 0)):
+        np.savez(tmp_path / "a.npz", some(), labels)
+        assert len(watch(opened(tmp_path / "a.npz"), None, ("is",), IN_ORDER)) == expected
+
+
+def test_uneven_classes_are_counted(tmp_path: Path) -> None:
+    assert watch(opened(folders(tmp_path / "even", {"cat": 6, "dog": 3})), None, ("is",)) == []
+    source = opened(folders(tmp_path / "uneven", {"cat": 7, "dog": 3, "elk": 4}))
+    (found,) = watch(source, None, ("is",))
+    assert "from 3 to 7 images over 3 classes" in found
+    assert watch(source, None, ("psnr",)) == []
+
+
+def test_jpeg_files_are_counted_on_either_side(tmp_path: Path) -> None:
+    lossy, clean = write(tmp_path / "jpg", some(), ".jpg"), write(tmp_path / "png", some(seed=1))
+    (found,) = watch(opened(lossy), opened(clean), ("is",))
+    assert found.startswith("12 of 12 generated images are JPEG files")
+    (found,) = watch(opened(clean), opened(lossy), ("is",))
+    assert found.startswith("12 of 12 reference images are JPEG files")
+    large = write(tmp_path / "large", some(size=20), ".jpg")
+    assert watch(opened(clean), opened(large, crop_to=(6, 6)), ("is",)) == []  # resampled: what the protocols do
+
+
+def test_mixed_formats_are_counted(tmp_path: Path) -> None:
+    folder = write(tmp_path, some())
+    write(folder, some(3, 1), ".webp", start=12)
+    found = watch(opened(folder), opened(folder), ("is",))
+    assert found[0].startswith("generated images are of mixed formats (12 png, 3 webp)") and found[1].startswith(
+        "reference "
+    )
+
+
+def test_references_of_another_size_were_not_cropped(tmp_path: Path) -> None:
+    source = opened(some(), UNCROPPED)
+    (found,) = watch(source, opened(some(seed=1, size=8), UNCROPPED), ("kid",), UNCROPPED)
+    assert (
+        "reference images are 8x8 where generated ones are 6x6" in found
+        and "rule 'none' of protocol 'clean-fid'" in found
+    )
+    natural = write(tmp_path, some(3, 2, 8))
+    write(natural, some(3, 3, 9), start=3)
+    write(natural, some(3, 3, 6), start=6)
+    (found,) = watch(source, opened(natural, UNCROPPED, any_size=True), ("kid",), UNCROPPED)
+    assert "of 2 other sizes, e.g. 8x8" in found
+    for meta, expected in (({"size": [8, 8]}, 1), ({"crop": [6, 6]}, 0), ({"crop": None}, 0)):
+        assert len(watch(source, saved(20_000, **meta), ("kid",), UNCROPPED)) == expected
+
+
+def test_a_set_against_itself_is_noticed_in_any_container(tmp_path: Path) -> None:
+    source = opened(some())
+    for other in (opened(write(tmp_path, some())), saved(12, source=source.digest())):
+        (found,) = watch(source, other, ("kid",))
+        assert "are the reference's own, pixel for pixel" in found and "12" in found
+    assert watch(source, saved(12, source="another"), ("kid",)) == []
+
+
+def test_every_warning_is_one_sentence(tmp_path: Path) -> None:
+    folder = folders(tmp_path / "set", {"cat": 7, "dog": 3})
+    write(folder / "dog", np.stack([some(1)[0]] * 2), ".jpg", start=20)
+    found = watch(opened(folder, IN_ORDER), opened(folder, IN_ORDER), ("fid", "is"), IN_ORDER)
+    assert len(found) >= 6 and all("\n" not in w and not w.endswith(".") and len(w) < 300 for w in found)
