@@ -9,7 +9,7 @@ DEMO := results/demo
 DEMO_TABLES := $(DEMO)/table2.csv $(DEMO)/table6a.csv $(DEMO)/table6b.csv
 DEMO_FIGURES := $(foreach f,fig1 fig3 fig4 reconstructions losses,$(DEMO)/cq/figures/$(f).pdf)
 
-.PHONY: setup demo test test-full test-demo lint format clean
+.PHONY: setup demo test test-full test-demo benchmark lint format clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,10 @@ test-full: setup
 # What `make demo` learned: reads results/demo.
 test-demo: setup
 	$(BIN)/python -m pytest -m demo
+
+# Every claim about speed and memory, against the libraries; writes docs/performance.md. Under 40 minutes on 2 idle cores.
+benchmark: setup
+	$(BIN)/python benchmarks/run.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from typing import Any
 
 from vqbench.artifacts import read_json
 from vqbench.errors import ArtifactError, SpecError, StaleSpec, nearest
-from vqbench.eval.facts import fact_text, value_text
+from vqbench.eval.facts import fact_text, interval_text, value_text
 from vqbench.eval.protocols import metric_name
 from vqbench.papers import Bench, Key, Row, Table
 from vqbench.products import RowSpecs
@@ -22,7 +22,7 @@ class Scores:
     """One finished ``scores.json``.
 
     Attributes:
-        metrics: ``{name: {"value", "unit", "higher_is_better", "n"}}``.
+        metrics: ``{name: {"value", "low", "high", "interval", "unit", "higher_is_better", "n"}}``.
         manifest: path of its manifest, relative to the clone.
         accepted: keys, itself or upstream, that were kept under changed code by ``vqbench accept``.
     """
@@ -81,6 +81,7 @@ class MeasuredRow:
     Attributes:
         status: reported_only | measured | not yet: reason | failed: reason | missing | stale.
         cells: column -> text; a column without an entry was not measured.
+        intervals: column -> 95% interval of the cell, where it has one.
         counts: column -> number of images behind the cell.
         scores: column -> the scores that a metric's cell was read from.
         wanting: score keys that are not finished, with their state.
@@ -89,6 +90,7 @@ class MeasuredRow:
     row: Row
     status: str
     cells: dict[str, str] = field(default_factory=dict)
+    intervals: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     scores: dict[str, Scores] = field(default_factory=dict)
     wanting: dict[Key, str] = field(default_factory=dict)
@@ -143,4 +145,5 @@ def _add_metric(found: MeasuredRow, column: str, base: str, scores: Scores | Non
         found.notes.append(f"{column}: {name} {'was not scored' if entry is None else 'has no finite value'}")
         return
     found.cells[column] = value_text(base, entry, printed)
+    found.intervals[column] = interval_text(base, entry, printed)
     found.counts[column], found.scores[column] = int(entry["n"]), scores

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 
 from vqbench.data import Images, open_images, to_uint8
-from vqbench.eval.base import Metric
+from vqbench.eval.archive import batches
+from vqbench.eval.base import Batch
+from vqbench.eval.evaluator import Evaluator, layers_of
 from vqbench.eval.features import Extractor
 from vqbench.eval.fid import Fid
-from vqbench.eval.protocols import Protocol
 from vqbench.eval.reference import open_reference
-from vqbench.eval.score_samples import set_metrics
+from vqbench.eval.score_samples import generation_metrics
 from vqbench.eval.score_tokenizer import pair_metrics
-from vqbench.eval.scoring import Setting, batches, entries, judge, setting, write_scores
+from vqbench.eval.scoring import Setting, entries, judge, setting, write_scores
 from vqbench.eval.unique_ratio import UniqueRatio
 from vqbench.eval.usage import Usage
 from vqbench.progress import Progress
@@ -31,6 +32,7 @@ from vqbench.steps import Job
 from vqbench.tokenizers.base import Tokenizer, open_tokenizer
 
 SEED = 0  # of the random codes
+RFID = Fid("rfid")  # compared with other images than the rest of a row
 
 Rows = dict[str, dict[str, dict[str, Any]]]
 
@@ -42,7 +44,7 @@ def run(job: Job) -> dict[str, Any]:
     """
     where, spec = setting(job), job.spec
     images = open_images(job.bench.datasets[spec["dataset"]], "validation", job.upstream("dataset", spec["dataset"]))
-    extract = judge(job, where)
+    extract = judge(job, where, layers_of([*generation_metrics(where.protocol), RFID]))
     rows = _real_rows(job, where, images, extract)
     tokenizer_spec = job.bench.tokenizers[spec["tokenizer"]]
     if tokenizer_spec.tokens.kind == "discrete":
@@ -54,41 +56,42 @@ def run(job: Job) -> dict[str, Any]:
     return {"images": len(images), "protocol": where.protocol.name}
 
 
-def _metrics(job: Job, protocol: Protocol) -> list[Metric]:
+def _compute(job: Job, where: Setting, seen: Evaluator) -> dict[str, dict[str, Any]]:
+    """Against the training images, and rFID against the validation images."""
     train, validation = (
-        open_reference(job.upstream("reference", f"{job.spec['dataset']}/{s}")) for s in ("train", "validation")
+        open_reference(job.upstream("reference", f"{job.spec['dataset']}/{split}"), where.protocol)
+        for split in ("train", "validation")
     )
-    return [*set_metrics(train, protocol), Fid(validation.gaussian, "rfid")]
+    rest = [metric for metric in seen.sets if metric is not RFID]
+    against = [*seen.compare(rest, train), *seen.compare([RFID], validation)]
+    return entries([*against, *seen.streamed()], where.protocol)
 
 
 def _real_rows(job: Job, where: Setting, images: Images, extract: Extractor) -> Rows:
-    sets, pairs = _metrics(job, where.protocol), pair_metrics(job, where)
+    real = Evaluator((), [*generation_metrics(where.protocol), RFID], extract)
+    size = (images.spec.resolution, images.spec.resolution)
+    identity = Evaluator(pair_metrics(job, where, size))
     progress = Progress(len(images), f"control real {job.key[1]}", "img")
     for part in batches(len(images), where.protocol.batch):
-        batch = images.batch(part.start, part.stop - part.start)
-        features = extract(batch)
-        for metric in sets:
-            metric.update(features)
-        for metric in pairs:
-            metric.update(batch, batch)
-        progress.update(len(batch))
-    return {"real": entries(sets, where.protocol), "identity": entries(pairs, where.protocol)}
+        pixels = images.batch(part.start, part.stop - part.start)
+        batch = Batch(np.arange(part.start, part.stop), pixels, pixels)
+        real.see(batch)
+        identity.see(batch)
+        progress.update(len(pixels))
+    return {"real": _compute(job, where, real), "identity": entries(identity.compute(), where.protocol)}
 
 
 def _random_row(
     job: Job, where: Setting, tokenizer: Tokenizer, count: int, extract: Extractor
 ) -> dict[str, dict[str, Any]]:
-    sets, codes = _metrics(job, where.protocol), [Usage(tokenizer.tokens.num_codes), UniqueRatio()]
+    codes = [Usage(tokenizer.tokens), UniqueRatio()]
+    random = Evaluator(codes, [*generation_metrics(where.protocol), RFID], extract)
     progress = Progress(count, f"control random codes {job.key[1]}", "img")
     for part in batches(count, where.protocol.batch):
         ids = random_ids(tokenizer.tokens, part)
-        features = extract(decode(tokenizer, ids, where.device))
-        for metric in sets:
-            metric.update(features)
-        for code in codes:
-            code.update(ids)
+        random.see(Batch(np.arange(part.start, part.stop), decode(tokenizer, ids, where.device), ids=ids))
         progress.update(len(ids))
-    return entries([*sets, *codes], where.protocol)
+    return _compute(job, where, random)
 
 
 def random_ids(tokens: TokenSpec, part: slice) -> np.ndarray:

@@ -54,11 +54,23 @@ def count_text(count: int) -> str:
 
 def value_text(base: str, entry: Mapping[str, Any], printed: list[str]) -> str:
     """A measured value with at least the digits that its column prints, and three that count; percentages as ``97.0%``."""
+    return f"{entry['value']:.{_digits(base, entry, printed)}f}{'%' if entry['unit'] == '%' else ''}"
+
+
+def interval_text(base: str, entry: Mapping[str, Any], printed: list[str]) -> str:
+    """Its 95% interval with the same digits, ``[2.28, 2.35]``; "" where it has none."""
+    if entry.get("low") is None or entry.get("high") is None:
+        return ""
+    digits = _digits(base, entry, printed)
+    return f"[{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+
+
+def _digits(base: str, entry: Mapping[str, Any], printed: list[str]) -> int:
     percent = entry["unit"] == "%"
     digits = max([DECIMALS.get(base, 1 if percent else 3), *map(_decimals, printed)])
     if not percent and 0 < abs(entry["value"]) < 1:
         digits = max(digits, 2 - math.floor(math.log10(abs(entry["value"]))))
-    return f"{entry['value']:.{digits}f}{'%' if percent else ''}"
+    return digits
 
 
 def _decimals(printed: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Point:
     num_codes: int
     measured: dict[str, float]
     printed: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def open_points(bench: Bench, figure: Figure, base: Path) -> tuple[list[Point], str]:
@@ -44,9 +45,14 @@ def open_points(bench: Bench, figure: Figure, base: Path) -> tuple[list[Point], 
             measured = {
                 name: float(entry["value"]) for name, entry in found.items() if entry and entry["value"] is not None
             }
+            intervals = {
+                name: (float(entry["low"]), float(entry["high"]))
+                for name, entry in found.items()
+                if entry and name in measured and entry.get("low") is not None and entry.get("high") is not None
+            }
             series = f"{spec.family}, {spec.tokens.layout}" if group == "tokenizers" else group
             printed = printed_values(bench, figure, run)
-            points.append(Point(series, spec.tokens.code_dim, spec.tokens.num_codes, measured, printed))
+            points.append(Point(series, spec.tokens.code_dim, spec.tokens.num_codes, measured, printed, intervals))
     return points, metric_name("rfid", bench.protocol).replace("rfid", "rFID ").rstrip()
 
 
@@ -108,6 +114,10 @@ def _panel(axes: Any, shown: list[Point], every: list[Point], metric: str, size:
         colour, marker = PALETTE[order.index(series) % len(PALETTE)], MARKERS[order.index(series) % len(MARKERS)]
         line = sorted((getattr(p, size), p.measured[metric]) for p in with_value if p.series == series)
         axes.plot(*zip(*line, strict=True), color=colour, marker=marker, label=series, clip_on=False, zorder=3)
+        bars = sorted((getattr(p, size), *p.intervals[metric]) for p in with_value if p.series == series
+                      and metric in p.intervals)  # fmt: skip
+        if bars:  # the 95% intervals
+            axes.vlines(*zip(*bars, strict=True), color=colour, lw=0.8, alpha=0.7)
         cited = sorted(
             (getattr(p, size), p.printed[metric]) for p in shown if p.series == series and metric in p.printed
         )

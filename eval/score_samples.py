@@ -1,4 +1,4 @@
-"""Step ``sample-scores``: generated images against the training images: FID, IS, precision, recall, codes used."""
+"""Step ``sample-scores``: generated images against the training images: FID, IS, precision, recall ..., codes used."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any
 import numpy as np
 
 from vqbench.errors import ArtifactError
-from vqbench.eval.base import Metric
-from vqbench.eval.fid import Fid
-from vqbench.eval.inception_score import InceptionScore
-from vqbench.eval.precision_recall import PrecisionRecall
-from vqbench.eval.protocols import Protocol
-from vqbench.eval.reference import Reference, open_reference
-from vqbench.eval.scoring import Archive, batches, entries, judge, setting, write_scores
+from vqbench.eval.archive import Archive, batches
+from vqbench.eval.base import Batch, SetMetric
+from vqbench.eval.evaluator import Evaluator, Found, layers_of
+from vqbench.eval.protocols import JUDGED, Protocol
+from vqbench.eval.reference import open_reference
+from vqbench.eval.scoring import entries, judge, setting, write_scores
+from vqbench.eval.set_metrics import set_metrics
 from vqbench.eval.usage import Usage
 from vqbench.progress import Progress
+from vqbench.specs import TokenSpec
 from vqbench.steps import Job
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Write ``scores.json`` with fid, is, precision, recall, and usage (over the generated ids).
+    """Write ``scores.json`` with the protocol's set metrics, and the codes of the generated and of the training ids.
 
     Raises:
         ArtifactError: the samples and their ids are not equally many, or the archive is damaged.
@@ -30,26 +31,29 @@ def run(job: Job) -> dict[str, Any]:
     archive, ids = Archive(samples.file("samples.npz"), "arr_0"), np.load(samples.file("ids.npy"), mmap_mode="r")
     if len(archive) != len(ids):
         raise ArtifactError(f"{spec['samples']}: {len(archive)} samples and {len(ids)} rows of ids; sample again")
-    reference = open_reference(job.upstream("reference", f"{spec['dataset']}/train"))
+    reference = open_reference(job.upstream("reference", f"{spec['dataset']}/train"), where.protocol)
     generator = job.bench.generators[job.bench.samples[spec["samples"]].generator]
-    sets, usage, extract = set_metrics(reference, where.protocol), Usage(generator.tokens.num_codes), judge(job, where)
+    sets = generation_metrics(where.protocol)
+    evaluator = Evaluator([Usage(generator.tokens, "generated")], sets, judge(job, where, layers_of(sets)))
     progress = Progress(len(archive), f"score {spec['samples']}", "img")
-    for images in archive.batches(where.protocol.batch):
-        features = extract(images)
-        for metric in sets:
-            metric.update(features)
+    parts = batches(len(ids), where.protocol.batch)
+    for part, images in zip(parts, archive.batches(where.protocol.batch), strict=True):
+        evaluator.see(Batch(np.arange(part.start, part.stop), images, ids=np.array(ids[part])))
         progress.update(len(images))
-    for part in batches(len(ids), where.protocol.batch):
-        usage.update(np.array(ids[part]))
-    write_scores(job, entries([*sets, usage], where.protocol))
+    found = [*evaluator.compute(reference), *_training_usage(job, generator.tokens, where.protocol.batch)]
+    write_scores(job, entries(found, where.protocol))
     return {"images": len(archive), "protocol": where.protocol.name}
 
 
-def set_metrics(reference: Reference, protocol: Protocol) -> list[Metric]:
-    """The metrics of image sets that a protocol defines, against a reference."""
-    metrics: list[Metric] = [Fid(reference.gaussian, "fid")]
-    if protocol.inception_score is not None:
-        metrics.append(InceptionScore(protocol.inception_score))
-    if protocol.precision_recall is not None:
-        metrics.append(PrecisionRecall(reference.features, protocol.precision_recall))
-    return metrics
+def _training_usage(job: Job, tokens: TokenSpec, batch: int) -> list[Found]:
+    """Codes of the ids that the generator was trained on, views and all."""
+    ids = np.load(job.upstream("tokens", job.spec["tokens"]).file("ids.npy"), mmap_mode="r")
+    evaluator = Evaluator([Usage(tokens, "train")])
+    for part in batches(len(ids), batch):
+        evaluator.see(Batch(np.arange(part.start, part.stop), ids=np.array(ids[part])))
+    return evaluator.streamed()
+
+
+def generation_metrics(protocol: Protocol) -> list[SetMetric]:
+    """The metrics of generated images that the protocol lists."""
+    return set_metrics([name for name in protocol.metrics if name in JUDGED and name != "rfid"], protocol)

@@ -8,22 +8,27 @@ import numpy as np
 
 from vqbench.data import open_images
 from vqbench.errors import ArtifactError, SpecError
+from vqbench.eval.archive import batches
+from vqbench.eval.base import Batch, Metric
+from vqbench.eval.evaluator import Evaluator, layers_of
 from vqbench.eval.fid import Fid
-from vqbench.eval.perceptual import Lpips
+from vqbench.eval.ms_ssim import MsSsim, smallest_side
+from vqbench.eval.perceptual import Lpips, classifier_lpips, open_lpips
 from vqbench.eval.protocols import Distance
 from vqbench.eval.psnr import Psnr
 from vqbench.eval.reference import open_reference
-from vqbench.eval.scoring import Setting, batches, entries, judge, setting, write_scores
+from vqbench.eval.scoring import Setting, entries, judge, setting, write_scores
 from vqbench.eval.ssim import Ssim
 from vqbench.eval.unique_ratio import UniqueRatio
 from vqbench.eval.usage import Usage
-from vqbench.pretrained import open_perceptual
+from vqbench.pretrained import open_classifier, weights_path
 from vqbench.progress import Progress
+from vqbench.specs import TokenSpec
 from vqbench.steps import Job
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Write ``scores.json`` with rfid, psnr, ssim, lpips, usage and unique_ratio.
+    """Write ``scores.json`` with rfid, psnr, ssim, lpips (ms_ssim where images are large enough) and those of the codes.
 
     rFID compares the reconstructions with all validation images, cropped as the inputs were.
 
@@ -39,28 +44,33 @@ def run(job: Job) -> dict[str, Any]:
         raise ArtifactError(
             f"{name}: {len(images)} images, {len(decoded)} reconstructions, {len(ids)} ids; make them again"
         )
-    reference = open_reference(job.upstream("reference", f"{spec['dataset']}/validation"))
-    rfid, extract = Fid(reference.gaussian, "rfid"), judge(job, where)
-    pairs, codes = pair_metrics(job, where), [Usage(spec["tokens"]["num_codes"]), UniqueRatio()]
+    reference = open_reference(job.upstream("reference", f"{spec['dataset']}/validation"), where.protocol)
+    tokens, sets = TokenSpec(**spec["tokens"]), [Fid("rfid")]
+    pairs = pair_metrics(job, where, decoded.shape[1:3])
+    evaluator = Evaluator([*pairs, Usage(tokens), UniqueRatio()], sets, judge(job, where, layers_of(sets)))
     progress = Progress(len(images), f"score {name}", "img")
     for part in batches(len(images), where.protocol.batch):
-        originals, reconstructions = images.batch(part.start, part.stop - part.start), np.array(decoded[part])
-        for pair in pairs:
-            pair.update(originals, reconstructions)
-        for code in codes:
-            code.update(np.array(ids[part]))
-        rfid.update(extract(reconstructions))
+        originals = images.batch(part.start, part.stop - part.start)
+        places = np.arange(part.start, part.stop)
+        evaluator.see(Batch(places, np.array(decoded[part]), originals, ids=np.array(ids[part])))
         progress.update(len(originals))
-    write_scores(job, entries([rfid, *pairs, *codes], where.protocol), identical_pairs=pairs[0].identical)
+    found = entries(evaluator.compute(reference), where.protocol)
+    write_scores(job, found, identical_pairs=sum(m.identical for m in pairs if isinstance(m, Psnr)))
     return {"images": len(images), "protocol": where.protocol.name}
 
 
-def pair_metrics(job: Job, where: Setting) -> tuple[Psnr, Ssim, Lpips]:
-    """The metrics of image pairs that the job's protocol and perceptual network define."""
+def pair_metrics(job: Job, where: Setting, size: tuple[int, int]) -> tuple[Metric, ...]:
+    """The metrics of pairs of (H, W) images that the job's protocol and perceptual network define."""
     name, protocol = job.spec["perceptual"], where.protocol
-    _check_network(protocol.lpips, job.bench.pretrained[name].kind)
-    network = open_perceptual(job.bench.pretrained[name], job.upstream("pretrained", name), where.device)
-    return Psnr(protocol.psnr), Ssim(protocol.ssim), Lpips(network, where.device)
+    spec, done = job.bench.pretrained[name], job.upstream("pretrained", name)
+    _check_network(protocol.lpips, spec.kind)
+    if spec.kind == "photo-classifier":
+        network = classifier_lpips(open_classifier(spec, done, where.device))
+    else:
+        network = open_lpips(spec.kind, weights_path(spec, done), where.device)
+    # Five scales need images of more than 160 pixels: the demo's have none.
+    scales = [MsSsim(protocol.ssim)] if min(size) > smallest_side(protocol.ssim) else []
+    return Psnr(protocol.psnr), Ssim(protocol.ssim), Lpips(network, where.device), *scales
 
 
 def _check_network(wanted: Distance, kind: str) -> None:

@@ -16,9 +16,12 @@ COLUMNS = (
     "dataset",
     "metric",
     "value",
+    "low",
+    "high",
     "unit",
     "higher_is_better",
     "n",
+    "interval",
     "protocol",
     "manifest",
     "accepted",
@@ -33,8 +36,9 @@ def scores_path(bench: Bench) -> str:
 def write_scores(bench: Bench, base: Path, keys: Iterable[Key]) -> Path:
     """Write the scores of `keys` (tokenizer-scores, sample-scores, probe, controls), sorted, and return the path.
 
-    Columns are :data:`COLUMNS`: ``value`` in full precision in ``unit``, ``n`` the number of images behind it,
-    ``protocol`` its name and the first digits of its digest, ``accepted`` what was kept under changed code.
+    Columns are :data:`COLUMNS`: ``value`` in full precision in ``unit``, ``low`` and ``high`` its 95% interval
+    (``interval`` says how it was found), ``n`` the number of images behind it, ``protocol`` its name and the first digits
+    of its digest, ``accepted`` what was kept under changed code.
 
     Raises:
         ArtifactError, StaleSpec: one of the scores is missing, damaged or out of date.
@@ -54,9 +58,14 @@ def _lines(bench: Bench, scores: Scores) -> list[dict[str, Any]]:
         "protocol": f"{scores.protocol.get('name', '')} {scores.protocol_digest[:8]}".strip(),
         "manifest": scores.manifest, "accepted": " ".join(scores.accepted),
     }  # fmt: skip
-    facts = ("unit", "higher_is_better", "n")
+    facts = ("unit", "higher_is_better", "n", "interval")
     return [
-        {"metric": name, "value": _exact(entry["value"]), **{k: entry[k] for k in facts}, **common}
+        {
+            "metric": name,
+            **{k: _exact(entry[k]) for k in ("value", "low", "high")},
+            **{k: entry[k] for k in facts},
+            **common,
+        }
         for name, entry in sorted(scores.metrics.items())
     ]
 

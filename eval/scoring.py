@@ -1,21 +1,20 @@
-"""What all scoring steps share: batches, the device, the archive of samples, and ``scores.json``."""
+"""What all scoring steps share: the device, the judge, and ``scores.json``."""
 
 from __future__ import annotations
 
 import math
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from vqbench.artifacts import write_json
-from vqbench.errors import ArtifactError
-from vqbench.eval.base import Metric
-from vqbench.eval.features import Extractor, open_extractor
+from vqbench.errors import SpecError
+from vqbench.eval.base import Estimate, Facts, Layer
+from vqbench.eval.evaluator import Found
+from vqbench.eval.features import ClassifierNetwork, Extractor, make_extractor, open_network
 from vqbench.eval.protocols import Protocol, metric_name, read_protocol
+from vqbench.pretrained import open_classifier, weights_path
 from vqbench.specs import digest_of
 from vqbench.steps import Job
 
@@ -30,96 +29,49 @@ class Setting(NamedTuple):
 def setting(job: Job) -> Setting:
     """The job's protocol and device; sets the threads that its scale states."""
     torch.set_num_threads(job.bench.overlay.threads)
-    # Inception's convolutions in TF32 move FID in its third digit; numbers should not depend on the machine.
+    return Setting(read_protocol(job.spec["protocol"]), scoring_device())
+
+
+def scoring_device() -> torch.device:
+    """The GPU where there is one, with TF32 off: it moves FID in its third digit."""
     torch.backends.cudnn.allow_tf32 = False
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Setting(read_protocol(job.spec["protocol"]), device)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def judge(job: Job, where: Setting) -> Extractor:
-    """The extractor of the job's judge."""
-    name = job.spec["judge"]
-    return open_extractor(
-        where.protocol.judge, job.bench.pretrained[name], job.upstream("pretrained", name), where.device
-    )
-
-
-def batches(count: int, size: int) -> Iterator[slice]:
-    """``0 .. count`` in slices of `size`, the last one shorter."""
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
-
-
-class Archive:
-    """One array of an ``.npz``, read in order without loading it: 50,000 samples of 256x256 are 9.8 GB.
-
-    Attributes:
-        shape: of the whole array.
+def judge(job: Job, where: Setting, layers: frozenset[Layer]) -> Extractor:
+    """The extractor of the job's judge, for those `layers`.
 
     Raises:
-        ArtifactError: no such array, not an archive, or truncated.
+        SpecError: the scale's network is not the protocol's, or the protocol wants a second one.
     """
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.member = path, f"{name}.npy"
-        with self._open() as (shape, dtype, _):
-            self.shape, self.dtype = shape, dtype
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def batches(self, size: int) -> Iterator[np.ndarray]:
-        """Rows in order, `size` at a time."""
-        row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
-        with self._open() as (_, _, stream):
-            for part in batches(len(self), size):
-                data = stream.read(row * (part.stop - part.start))
-                if len(data) != row * (part.stop - part.start):
-                    raise ArtifactError(f"{self.path} ends in the middle of {self.member}; sample again")
-                yield np.frombuffer(bytearray(data), self.dtype).reshape(-1, *self.shape[1:])
-
-    def _open(self) -> _Member:
-        return _Member(self.path, self.member)
+    name, wanted = job.spec["judge"], where.protocol.judge
+    spec, done = job.bench.pretrained[name], job.upstream("pretrained", name)
+    if spec.kind != wanted.network:
+        raise SpecError(
+            f"the protocol's judge is '{wanted.network}', the scale's is '{spec.kind}'; mend 'protocol' or 'roles.judge'"
+        )
+    if where.protocol.precision_recall is not None and where.protocol.precision_recall.judge is not None:
+        raise SpecError(f"protocol '{where.protocol.name}' wants two judges, a scale has one; take another protocol")
+    if spec.kind == "photo-classifier":
+        network: Any = ClassifierNetwork(open_classifier(spec, done, where.device))
+    else:
+        network = open_network(spec.kind, weights_path(spec, done), where.device)
+    return make_extractor(wanted, network, where.device, layers)
 
 
-class _Member:
-    """Context: (shape, dtype, stream behind the header) of a member of an archive."""
-
-    def __init__(self, path: Path, member: str) -> None:
-        self.path, self.member = path, member
-
-    def __enter__(self) -> tuple[tuple[int, ...], np.dtype[Any], Any]:
-        try:
-            self.archive = zipfile.ZipFile(self.path)
-            self.stream = self.archive.open(self.member)
-            version = np.lib.format.read_magic(self.stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(self.stream)
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise ArtifactError(f"{self.path} holds no readable {self.member} ({error}); sample again") from None
-        if fortran:
-            raise ArtifactError(f"{self.path}: {self.member} is in Fortran order; write it in C order")
-        return shape, dtype, self.stream
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-        self.archive.close()
+def entries(found: Iterable[Found], protocol: Protocol) -> dict[str, dict[str, Any]]:
+    """``{name under the protocol: entry}``."""
+    return {metric_name(base, protocol): entry(facts, estimate, base) for facts, base, estimate in found}
 
 
-def entries(metrics: Iterable[Metric], protocol: Protocol) -> dict[str, dict[str, Any]]:
-    """``{name: {"value", "unit", "higher_is_better", "n"}}``; a value that is undefined (NaN) is null."""
-    found: dict[str, dict[str, Any]] = {}
-    for metric in metrics:
-        for base, value in metric.compute().items():
-            found[metric_name(base, protocol)] = entry(metric, value)
-    return found
-
-
-def entry(metric: Any, value: float) -> dict[str, Any]:
-    """One metric's line in ``scores.json``; `metric` states unit, direction and count."""
-    return {
-        "value": value if math.isfinite(value) else None, "unit": metric.unit,
-        "higher_is_better": metric.higher_is_better, "n": metric.count,
+def entry(facts: Facts, estimate: Estimate, name: str = "") -> dict[str, Any]:
+    """One metric's line in ``scores.json``; what is undefined (NaN) or infinite is null."""
+    units: Mapping[str, str] = getattr(facts, "units", {})
+    numbers = {k: v if math.isfinite(v) else None for k, v in estimate._asdict().items() if k != "n"}
+    return numbers | {
+        "interval": facts.interval, "unit": units.get(name, facts.unit),
+        "higher_is_better": facts.higher_is_better, "n": estimate.n,
     }  # fmt: skip
 
 

@@ -18,9 +18,24 @@ LATEX = {
 }  # fmt: skip
 
 
+INTERVAL = "95%"  # ends the name of a column of intervals
+
+
+def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
+    """For people: each interval behind its value, ``2.31 [2.28, 2.35]``, instead of in a column of its own."""
+    shown = frame.copy()
+    names = [str(name) for name in shown]
+    for column in [name for name in names if name.endswith(f" {INTERVAL}")]:
+        start = column.removesuffix(INTERVAL) + "measured"
+        measured = next(name for name in names if name.startswith(start))
+        shown[measured] = (shown[measured] + " " + shown[column]).str.strip()
+        shown = shown.drop(columns=column)
+    return shown
+
+
 def to_markdown(frame: pd.DataFrame, table: Table, note: str, folder: Path, base: Path) -> str:
     """Title, what the scale replaced, and a pipe table whose manifests are links relative to `folder`."""
-    shown = frame.drop(columns="scale").map(lambda text: text.replace("|", r"\|"))
+    shown = with_intervals(frame).drop(columns="scale").map(lambda text: text.replace("|", r"\|"))
     shown["manifest"] = [_links(cell, folder, base) for cell in shown["manifest"]]
     shown.columns = [name.replace("|", r"\|") for name in shown.columns]
     body = shown.to_markdown(index=False, disable_numparse=True)
@@ -41,7 +56,7 @@ def to_latex(frame: pd.DataFrame, table: Table, note: str) -> str:
     Manifests are left out (they are in the CSV); protocols go to the caption, what the scale replaced below the table.
     """
     protocols = "; ".join(sorted({p for p in frame["protocol"] if p}))
-    shown = frame.drop(columns=["manifest", "protocol", "scale"])
+    shown = with_intervals(frame).drop(columns=["manifest", "protocol", "scale"])
     if not shown["notes"].any():
         shown = shown.drop(columns="notes")
     words = [f"{table.title}.", f"Protocol: {protocols}." if protocols else ""]

@@ -16,7 +16,7 @@ from vqbench.eval.cells import MeasuredRow, measure_row
 from vqbench.eval.printed import also_printed, printed_table, table_columns, table_rows
 from vqbench.eval.protocols import metric_name
 from vqbench.eval.scale_notes import header_note, row_note
-from vqbench.eval.table_formats import to_latex, to_markdown
+from vqbench.eval.table_formats import INTERVAL, to_latex, to_markdown
 from vqbench.papers import Bench, Table
 from vqbench.papers import bench as bench_of
 
@@ -30,8 +30,8 @@ def build_table(
     """One line a row, all cells strings, "" where there is no value.
 
     Columns: ``row``; for each column ``<col> printed`` and, where the table declares how to measure it,
-    ``<col> measured`` (with the judge's name: ``FID measured [demo-judge]``); then ``N``, ``protocol``, ``status``,
-    ``manifest``, ``notes`` and ``scale``.
+    ``<col> measured`` (with the judge's name: ``FID measured [demo-judge]``) and ``<col> 95%``, its interval; then ``N``,
+    ``protocol``, ``status``, ``manifest``, ``notes`` and ``scale``.
 
     Args:
         base: folder that holds ``results/``.
@@ -89,6 +89,8 @@ def _line(bench: Bench, table: Table, found: MeasuredRow, base: Path) -> dict[st
         line[f"{column} printed"] = printed.value(label, column)
         if {"metric", "fact"} & table.columns.get(column, {}).keys():
             line[measured_header(bench, table, column)] = found.cells.get(column, "")
+        if "metric" in table.columns.get(column, {}):
+            line[f"{column} {INTERVAL}"] = found.intervals.get(column, "")
     scores = list({s.manifest: s for s in found.scores.values()}.values())
     return line | {
         "N": _counts_text(found.counts),

@@ -1,13 +1,15 @@
-"""Step ``tokens``: the ids of one split, and pooled latents for linear probing, written once per tokenizer and data set."""
+"""Step ``tokens``: the ids of one split, and latents for linear probing, written once per tokenizer and data set."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from vqbench.artifacts import write_npy
+from vqbench.artifacts import write_atomic, write_npy
 from vqbench.data import Images, open_images, to_float
 from vqbench.progress import Progress
 from vqbench.specs import TokensSpec
@@ -15,12 +17,14 @@ from vqbench.steps import Job
 from vqbench.tokenizers.base import Tokenizer, open_tokenizer
 from vqbench.training import device
 
+NAMES = ("ids", "features_before", "features_after")
+
 
 def run(job: Job) -> dict[str, Any]:
     """Write ``ids.npy`` int32 (n * views, N, Q), ``labels.npy`` int64, and float32 features before and after quantization.
 
     View v of image i is row ``v * n + i``; view 0 is the evaluation crop, view 1 its mirror image. Features are the
-    latents' spatial means, (n * views, C).
+    latents' spatial means, (n * views, C), or with ``pooling: flat`` all of them, (n * views, C * h * w).
     """
     spec: TokensSpec = job.spec
     torch.set_num_threads(spec.threads)
@@ -28,23 +32,45 @@ def run(job: Job) -> dict[str, Any]:
     images = open_images(dataset, spec.split, job.upstream("dataset", spec.dataset))
     tokenizer_spec = job.bench.tokenizers[spec.tokenizer]
     tokenizer = open_tokenizer(tokenizer_spec, job.upstream("tokenizer", spec.tokenizer), device())
-    parts = [_view(tokenizer, images, spec, view) for view in range(spec.views)]
-    for name, arrays in zip(("ids", "features_before", "features_after"), zip(*parts, strict=True), strict=True):
-        write_npy(job.store / f"{name}.npy", np.concatenate(arrays))
+    _write_together(job, len(images) * spec.views, _encoded(tokenizer, images, spec))
     write_npy(job.store / "labels.npy", np.tile(images.labels, spec.views))
-    return {"images": len(images), "views": spec.views, "codes": tokenizer_spec.tokens.num_codes}
+    return {"images": len(images), "views": spec.views, "codes": tokenizer_spec.tokens.num_codes,
+            "pooling": spec.pooling}  # fmt: skip
 
 
 @torch.no_grad()
-def _view(tokenizer: Tokenizer, images: Images, spec: TokensSpec, view: int) -> tuple[np.ndarray, ...]:
-    progress = Progress(len(images), f"{spec.tokenizer} {spec.split} view {view}", "img")
-    found: list[tuple[np.ndarray, ...]] = []
-    for start in range(0, len(images), spec.batch):
-        pixels = images.batch(start, spec.batch)
-        batch = to_float(pixels[:, :, ::-1] if view % 2 else pixels).to(device())
-        latents = tokenizer.encode(batch)
-        quantized = tokenizer.quantize(latents)
-        tensors = (quantized.ids.int(), latents.mean((2, 3)), quantized.latents.mean((2, 3)))
-        found.append(tuple(t.cpu().numpy() for t in tensors))
-        progress.update(len(batch))
-    return tuple(np.concatenate(arrays) for arrays in zip(*found, strict=True))
+def _encoded(tokenizer: Tokenizer, images: Images, spec: TokensSpec) -> Iterator[tuple[np.ndarray, ...]]:
+    """Batches of the three arrays, view by view."""
+    for view in range(spec.views):
+        progress = Progress(len(images), f"{spec.tokenizer} {spec.split} view {view}", "img")
+        for start in range(0, len(images), spec.batch):
+            pixels = images.batch(start, spec.batch)
+            batch = to_float(pixels[:, :, ::-1] if view % 2 else pixels).to(device())
+            latents = tokenizer.encode(batch)
+            quantized = tokenizer.quantize(latents)
+            tensors = (quantized.ids.int(), pooled(latents, spec.pooling), pooled(quantized.latents, spec.pooling))
+            yield tuple(t.cpu().numpy() for t in tensors)
+            progress.update(len(batch))
+
+
+def pooled(latents: Tensor, pooling: str) -> Tensor:
+    """(B, C, h, w) -> (B, C), the mean of all positions, or "flat" (B, C * h * w)."""
+    return latents.flatten(1) if pooling == "flat" else latents.mean((2, 3))
+
+
+def _write_together(
+    job: Job, rows: int, parts: Iterator[tuple[np.ndarray, ...]], files: tuple[IO[bytes], ...] = ()
+) -> None:
+    """Stream the three arrays into their files, one batch in memory at a time: flat latents of ImageNet are 10 GB."""
+    if len(files) < len(NAMES):
+        write_atomic(
+            job.store / f"{NAMES[len(files)]}.npy", lambda file: _write_together(job, rows, parts, (*files, file))
+        )
+        return
+    for number, arrays in enumerate(parts):
+        for file, array in zip(files, arrays, strict=True):
+            if number == 0:
+                header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False,
+                          "shape": (rows, *array.shape[1:])}  # fmt: skip
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(array).data)

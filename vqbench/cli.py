@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from vqbench import __version__
+from vqbench import __version__, cli_scoring
 from vqbench.errors import SpecError, UserError, nearest
 from vqbench.papers import Bench, Key, bench, scales
 
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for add in (_add_reading, _add_steps, _add_products):
         add(verbs)
+    cli_scoring.add(verbs, _verb)
     return parser
 
 
@@ -142,8 +143,8 @@ def _add_steps(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-
     encode.add_argument("--split", choices=["train", "validation"], default="train")
     _step(verbs, "reconstruct", "Decode a tokenizer's ids of the validation images.", "reconstruct cq-k16384 --scale demo",
           "tokenizer", lambda a: ("reconstruction", f"{a.name}/{_dataset(a)}"), dataset=True)  # fmt: skip
-    _step(verbs, "evaluate", "Score a tokenizer's reconstructions or a sample set.", "evaluate cq-k16384 --scale demo",
-          "run", _evaluated, dataset=True)  # fmt: skip
+    _step(verbs, "score", "Score a tokenizer's reconstructions or a sample set.", "score cq-k16384 --scale demo",
+          "run", _scored, dataset=True)  # fmt: skip
     real = _step(verbs, "reference", "The judge's features of a real split.", "reference photos --split train --scale demo",
                  "dataset", lambda a: ("reference", f"{a.name}/{a.split}"))  # fmt: skip
     real.add_argument("--split", choices=["train", "validation"], default="validation")
@@ -177,7 +178,7 @@ def _dataset(args: argparse.Namespace) -> str:
     return str(args.dataset or found.tokenizers[args.name].dataset)
 
 
-def _evaluated(args: argparse.Namespace) -> Key:
+def _scored(args: argparse.Namespace) -> Key:
     found = bench(args.scale)
     if args.name in found.samples:
         return "sample-scores", args.name

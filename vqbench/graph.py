@@ -130,7 +130,8 @@ class Graph:
         spec = self._get("tokenizer", self.tokenizers, tokenizer)
         self._get("data set", self.datasets, dataset)
         data = {"tokenizer": tokenizer, "dataset": dataset, "split": split, "threads": spec.threads,
-                **self.overlay.tokens, **({} if split == "train" else {"views": 1})}  # fmt: skip
+                "pooling": self.protocol["probe"]["pooling"], **self.overlay.tokens,
+                **({} if split == "train" else {"views": 1})}  # fmt: skip
         tokens = parse(TokensSpec, data, f"tokens '{tokenizer}/{dataset}/{split}'")
         return tokens, (f"vqbench.tokenizers.{spec.family}",), [("tokenizer", tokenizer), ("dataset", dataset)]
 
@@ -169,9 +170,13 @@ class Graph:
 
     def _step_sample_scores(self, name: str) -> Any:
         spec = self._get("samples", self.samples, name)
-        dataset = self.generators[spec.generator].dataset
-        plain = {"samples": name, "dataset": dataset, "judge": self.role("judge"), "protocol": self.protocol}
-        return plain, (), [("samples", name), ("reference", f"{dataset}/train"), ("pretrained", self.role("judge"))]
+        generator = self.generators[spec.generator]
+        dataset, tokens = generator.dataset, f"{generator.tokenizer}/{generator.dataset}/train"
+        plain = {"samples": name, "dataset": dataset, "tokens": tokens, "judge": self.role("judge"),
+                 "protocol": self.protocol}  # fmt: skip
+        upstream = [("samples", name), ("tokens", tokens), ("reference", f"{dataset}/train"),
+                    ("pretrained", self.role("judge"))]  # fmt: skip
+        return plain, (), upstream
 
     def _step_probe(self, tokenizer: str) -> Any:
         spec = self._get("tokenizer", self.tokenizers, tokenizer)

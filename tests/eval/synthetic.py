@@ -125,14 +125,15 @@ def finish(bench: Bench, key: Key, base: Path, files: Mapping[str, bytes], code:
 
 
 def scores_json(metrics: Mapping[str, tuple[float, str]], protocol: Mapping[str, Any], n: int = 32) -> bytes:
-    """``scores.json`` from ``{name: (value, unit)}``."""
+    """``scores.json`` from ``{name: (value, unit)}``, each with an interval of a tenth on both sides."""
     import json
 
     better = ("is", "usage", "psnr", "ssim")
     entries = {
-        name: {"value": value, "unit": unit, "higher_is_better": name.split("[")[0] in better, "n": n}
+        name: {"value": value, "low": 0.9 * value, "high": 1.1 * value, "interval": "a tenth", "unit": unit,
+               "higher_is_better": name.split("[")[0] in better, "n": n}
         for name, (value, unit) in metrics.items()
-    }
+    }  # fmt: skip
     return json.dumps({"metrics": entries, "protocol": protocol, "protocol_digest": digest_of(protocol)}).encode()
 
 

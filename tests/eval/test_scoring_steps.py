@@ -15,8 +15,8 @@ from vqbench.artifacts import read_json
 from vqbench.data import open_images
 from vqbench.errors import ArtifactError, SpecError
 from vqbench.eval import controls, reference, score_samples, score_tokenizer
+from vqbench.eval.archive import Archive, batches
 from vqbench.eval.protocols import read_protocol
-from vqbench.eval.scoring import Archive, batches
 from vqbench.specs import DatasetSpec, TokenSpec
 
 # lpips builds its network through an argument of torchvision that is deprecated.
@@ -26,6 +26,7 @@ pytestmark = [
 ]
 
 Spec = dict[str, Any]
+CODES = {"usage", "usage_above", "entropy", "perplexity"}
 
 
 @pytest.fixture
@@ -73,17 +74,25 @@ def test_reference_holds_the_statistics_of_all_and_features_of_some(
 
 def test_the_kept_images_do_not_depend_on_the_batch(spec: Spec) -> None:
     protocol = read_protocol(spec["protocol"])
-    first = reference.choose(5000, protocol)
-    assert np.array_equal(first, reference.choose(5000, protocol.model_copy(update={"batch": 3})))
-    assert (np.diff(first) > 0).all() and first.max() > 2500
-    assert np.array_equal(reference.choose(12, protocol), np.arange(12))
+    first = reference.chosen(5000, protocol)
+    assert first is not None and np.array_equal(first, reference.chosen(5000, protocol.model_copy(update={"batch": 3})))
+    assert len(first) == 20 and (np.diff(first) > 0).all() and first.max() > 2500
+    assert np.array_equal(reference.chosen(12, protocol), np.arange(12))
 
 
 def test_a_reference_that_is_cut_short_is_named(referenced: Callable[..., Any], spec: Spec, tmp_path: Path) -> None:
     path = tmp_path / "ref-train" / "statistics.npz"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArtifactError, match=r"statistics\.npz"):
-        reference.open_reference(referenced(spec).upstream("reference", "photos/train"))
+        reference.open_reference(
+            referenced(spec).upstream("reference", "photos/train"), read_protocol(spec["protocol"])
+        )
+
+
+def test_a_reference_of_another_judge_is_refused(referenced: Callable[..., Any], spec: Spec) -> None:
+    protocol = read_protocol({**spec["protocol"], "images": {"crop": "none", "rounding": "nearest"}})
+    with pytest.raises(ArtifactError, match=r"statistics\.npz"):
+        reference.open_reference(referenced(spec).upstream("reference", "photos/train"), protocol)
 
 
 def tokenizer_job(make: Callable[..., Any], spec: Spec, decoded: np.ndarray) -> Any:
@@ -100,8 +109,9 @@ def test_tokenizer_scores(referenced: Callable[..., Any], spec: Spec) -> None:
     score_tokenizer.run(job)
     assert (job.store / "scores.json").read_bytes() == written
     metrics = found["metrics"]
-    assert set(metrics) == {"rfid[demo-judge]", "psnr", "ssim", "lpips[demo-judge]", "usage", "unique_ratio"}
+    assert set(metrics) == {"rfid[demo-judge]", "psnr", "ssim", "lpips[demo-judge]", "unique_ratio", *CODES}
     assert {m["n"] for m in metrics.values()} == {24}
+    assert all(m["low"] <= m["value"] <= m["high"] and m["interval"] for m in metrics.values())
     mse = ((originals - decoded) ** 2).mean((1, 2, 3))
     assert metrics["psnr"]["value"] == pytest.approx(np.mean(10 * np.log10(255**2 / mse)))
     assert metrics["usage"]["value"] == 50.0
@@ -123,7 +133,9 @@ def test_a_perceptual_network_that_is_not_the_protocols_is_refused(referenced: C
 
 
 def sample_job(make: Callable[..., Any], spec: Spec, images: np.ndarray, ids: np.ndarray) -> Any:
-    job = make(spec, samples__s={"ids": ids})
+    spec = {**spec, "tokens": "t/photos/train"}
+    trained = np.arange(30 * 4).reshape(30, 4, 1) % 12  # three quarters of the 16 codes
+    job = make(spec, samples__s={"ids": ids}, tokens__t__photos__train={"ids": trained})
     np.savez(job.upstream("samples", "s").store / "samples.npz", images, np.zeros(len(images), np.int64))
     return job
 
@@ -139,7 +151,8 @@ def test_sample_scores(referenced: Callable[..., Any], spec: Spec) -> None:
         assert score_samples.run(job) == {"images": 30, "protocol": "demo"}
         found.append(scores(job)["metrics"])
     names = {f"{n}[demo-judge]" for n in ("fid", "is", "precision", "recall")}
-    assert set(found[0]) == {*names, "usage"} and found[0]["usage"]["value"] == 25.0
+    assert set(found[0]) == {*names, *CODES, *(f"{code}_train" for code in CODES)}
+    assert found[0]["usage"]["value"] == 25.0 and found[0]["usage_train"]["value"] == 75.0
     assert found[0]["fid[demo-judge]"]["value"] == pytest.approx(0, abs=1e-6)
     assert found[1]["fid[demo-judge]"]["value"] > 100 * found[0]["fid[demo-judge]"]["value"]
     assert found[0]["precision[demo-judge]"]["value"] == found[0]["recall[demo-judge]"]["value"] == 1
@@ -149,9 +162,9 @@ def test_sample_scores(referenced: Callable[..., Any], spec: Spec) -> None:
 
 def test_a_protocol_without_is_and_recall_scores_fid_alone(referenced: Callable[..., Any], spec: Spec) -> None:
     job = sample_job(referenced, spec, np.zeros((5, 16, 16, 3), np.uint8), np.zeros((5, 4, 1), np.int32))
-    job.spec = {**spec, "protocol": {**spec["protocol"], "is": None, "precision_recall": None}}
+    job.spec = {**job.spec, "protocol": {**spec["protocol"], "is": None, "precision_recall": None, "metrics": ["fid"]}}
     score_samples.run(job)
-    assert set(scores(job)["metrics"]) == {"fid[demo-judge]", "usage"}
+    assert set(scores(job)["metrics"]) == {"fid[demo-judge]", *CODES, *(f"{code}_train" for code in CODES)}
 
 
 def test_samples_and_ids_must_be_equally_many(referenced: Callable[..., Any], spec: Spec) -> None:

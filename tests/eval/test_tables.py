@@ -69,6 +69,16 @@ def test_every_printed_row_stands_in_printed_order_with_both_values(bench: Bench
     assert ours["protocol"].startswith("demo ")
 
 
+def test_a_cell_carries_its_interval(bench: Bench, paper: Bench, scored: Path) -> None:
+    frame = build_table(bench, bench.tables["cq/7"], scored, paper=paper)
+    line = frame[frame["status"] == "measured"].iloc[0]
+    value, interval = float(line[MEASURED_FID]), line["FID 95%"]
+    low, high = (float(part) for part in interval.strip("[]").split(", "))
+    assert low == pytest.approx(0.9 * value, abs=0.01) and high == pytest.approx(1.1 * value, abs=0.01)
+    markdown = to_markdown(frame, bench.tables["cq/7"], "", scored, scored)
+    assert f"{line[MEASURED_FID]} {interval}" in markdown and "FID 95%" not in markdown
+
+
 def test_a_column_that_is_only_printed_has_no_measured_twin(bench: Bench, paper: Bench, scored: Path) -> None:
     frame = build_table(bench, bench.tables["cq/2"], scored, paper=paper)
     assert "Type printed" in frame and not any(str(c).startswith("Type measured") for c in frame)

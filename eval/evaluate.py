@@ -1,0 +1,232 @@
+"""``vqbench evaluate``: score images without the DAG, under a named protocol, in one pass.
+
+>>> report = evaluate("samples/", "reference.npz", protocol="adm")                      # doctest: +SKIP
+>>> report["metrics"]["fid"]["value"], report["metrics"]["fid"]["interval"]             # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from vqbench.errors import ArtifactError, SpecError, UserError, nearest
+from vqbench.eval.base import SetMetric
+from vqbench.eval.evaluator import Evaluator, Found, layers_of
+from vqbench.eval.extras import NEEDS, Extras, open_extras
+from vqbench.eval.feature_set import FeatureSet
+from vqbench.eval.features import Extractor
+from vqbench.eval.guards import Guards
+from vqbench.eval.judges import Judges, with_judge
+from vqbench.eval.libraries import score_with_libraries
+from vqbench.eval.pair_metrics import PAIRED, pair_metrics
+from vqbench.eval.passes import collect, pass_over, pass_over_pairs, reference_features
+from vqbench.eval.protocols import Protocol, load_protocol
+from vqbench.eval.reference import expected
+from vqbench.eval.report import report_of
+from vqbench.eval.scoring import scoring_device
+from vqbench.eval.set_metrics import BUILD, set_metrics
+from vqbench.eval.sources import Source, open_source
+from vqbench.eval.statistics_file import Reference, is_statistics, open_statistics
+
+Images = str | Path | np.ndarray | torch.Tensor | torch.utils.data.Dataset[Any] | Source
+
+
+@dataclass
+class Request:
+    """What is asked for, checked: nothing is read yet."""
+
+    protocol: Protocol
+    names: list[str]
+    explicit: bool  # named by the user: what cannot be computed is then an error, not a warning
+    pairs: bool
+    device: torch.device
+    judges: Judges
+    value_range: tuple[float, float] | None = None
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def open(self, what: Images, like: Source | None = None) -> Source:
+        """A source under the protocol's image rules: cropped to the size of `like`, or as the files are."""
+        uncropped = self.protocol.images.crop == "none"
+        crop = like.size if like is not None and not uncropped else None
+        any_size = uncropped and not self.pairs  # the network resizes each; pairs must fit each other
+        return open_source(what, self.protocol.images, crop, self.value_range, any_size)
+
+
+def evaluate(
+    generated: Images,
+    reference: Images | None = None,
+    *,
+    protocol: str | Protocol = "adm",
+    metrics: Sequence[str] | None = None,
+    pairs: bool = False,
+    judge: str | None = None,
+    weights: Mapping[str, str | Path | nn.Module] | None = None,
+    engine: Literal["vqbench", "reference"] = "vqbench",
+    ids: np.ndarray | None = None,
+    num_codes: int | None = None,
+    captions: Sequence[str] | None = None,
+    value_range: tuple[float, float] | None = None,
+    device: str | torch.device | None = None,
+) -> dict[str, Any]:
+    """Score images under a protocol.
+
+    Args:
+        generated: generated images or reconstructions: a folder, an ``.npz`` (uint8 NHWC ``arr_0``), a ``.npy``, an
+            array or tensor (NHWC or NCHW), or a map-style data set.
+        reference: what to compare with: the same kinds, or saved statistics (``vqbench statistics``, ADM's npz).
+        metrics: names; by default those that the protocol lists, without what the inputs do not allow.
+        pairs: `reference` holds the originals of `generated`, matched by relative file name or order.
+        judge: a network in place of the protocol's own, e.g. ``dinov2-vitl14``; every metric then bears its name.
+        weights: kind of network -> file (see :class:`vqbench.eval.judges.Judges`).
+        engine: ``reference`` has the libraries compute what they can: slow, and without intervals.
+        ids: (n, N, Q) integers of the same images, for ``usage`` and ``unique_ratio``; needs `num_codes`.
+        captions: n texts, for ``clip_score``.
+        value_range: of float images, ``(0, 1)`` or ``(-1, 1)``.
+
+    Returns:
+        a JSON-able report: per metric value, 95% interval, unit, direction, n; the protocol with its digest, weights
+        digests, versions, seconds by stage, peak memory, warnings.
+
+    Raises:
+        UserError: an unknown protocol or metric, weights that are missing or wrong, images that do not fit.
+    """
+    began = time.perf_counter()
+    request = _request(protocol, metrics, pairs, judge, weights, device, reference is not None, value_range)
+    if not request.explicit:
+        given = {"ids": ids is not None, "captions": captions is not None}
+        request.names += [name for name, what in NEEDS.items() if given[what]]
+    source = request.open(generated)
+    extras = open_extras(request.names, request.judges, ids, num_codes, captions)
+    extras.check(len(source))
+    guards = Guards(request.protocol, request.names)
+    score = _score_with_libraries if engine == "reference" else _score
+    found, left, other = score(request, source, reference, guards, extras)
+    seconds = time.perf_counter() - began
+    return report_of(request, engine, source, other, found, [*guards.warnings(source, other), *left], seconds)
+
+
+def _request(
+    protocol: str | Protocol,
+    metrics: Sequence[str] | None,
+    pairs: bool,
+    judge: str | None,
+    weights: Mapping[str, str | Path | nn.Module] | None,
+    device: str | torch.device | None,
+    referenced: bool,
+    value_range: tuple[float, float] | None,
+) -> Request:
+    found = load_protocol(protocol) if isinstance(protocol, str) else protocol
+    found = with_judge(found, judge) if judge else found
+    where = torch.device(device) if device else scoring_device()
+    known = [*BUILD, *PAIRED, *NEEDS]
+    for name in metrics or ():
+        if name not in known:
+            raise SpecError(f"unknown metric '{name}'; {nearest(name, known)}")
+        if name in PAIRED and not pairs:
+            raise SpecError(f"'{name}' compares pairs; say --pairs and give the originals as --reference")
+    names = list(dict.fromkeys(metrics)) if metrics else _default_names(found, pairs, referenced)
+    return Request(found, names, bool(metrics), pairs, where, Judges(found, where, weights), value_range)
+
+
+def _default_names(protocol: Protocol, pairs: bool, referenced: bool) -> list[str]:
+    if pairs:  # reconstructions: FID goes by its name there, IS and P/R are for generated sets
+        return ["rfid", *(name for name in protocol.metrics if name in PAIRED)]
+    if not referenced:
+        return [name for name in protocol.metrics if name == "is"]
+    return [name for name in protocol.metrics if name not in PAIRED]
+
+
+def _needed(reference: Images | None) -> Images:
+    if reference is None:
+        raise SpecError("these metrics compare with a reference; give --reference")
+    return reference
+
+
+def _score_with_libraries(
+    request: Request, source: Source, reference: Images | None, guards: Guards, extras: Extras
+) -> tuple[list[Found], list[str], Source | Reference | None]:
+    if is_statistics(reference):
+        raise SpecError("the libraries need the reference's images; give those instead of statistics")
+    other = None if reference is None else request.open(reference, source)
+    found, left = score_with_libraries(request, source, other)
+    return found, left, other
+
+
+def _score(
+    request: Request, source: Source, reference: Images | None, guards: Guards, extras: Extras
+) -> tuple[list[Found], list[str], Source | Reference | None]:
+    """One pass over the generated images (and their originals), one over a reference of other images."""
+    sets = set_metrics([name for name in request.names if name in BUILD], request.protocol)
+    extract = request.judges.extractor(layers_of(sets)) if sets else None
+    paired = [name for name in request.names if name in PAIRED]
+    streamed = pair_metrics(paired, request.protocol, request.judges.lpips, request.device)
+    evaluator = Evaluator([*streamed, *extras.metrics], sets, extract, request.seconds)
+    if request.pairs:
+        originals = request.open(_needed(reference), source)
+        known: FeatureSet | None = pass_over_pairs(evaluator, source, originals, request.protocol, guards, extras)
+        other: Source | Reference | None = originals
+    else:
+        # The reference first: what is wrong with it shows before the pass over 50,000 samples.
+        known, other = _reference(request, sets, extract, reference, source)
+        pass_over(evaluator, source, request.protocol.batch, guards, extras)
+    found, left = _compare(evaluator, known, request.explicit)
+    return found, left, other
+
+
+def _reference(
+    request: Request, sets: list[SetMetric], extract: Extractor | None, reference: Images | None, like: Source
+) -> tuple[FeatureSet | None, Source | Reference | None]:
+    if not sets or layers_of(sets) == {"logits"}:
+        return None, None
+    assert extract is not None
+    if is_statistics(reference):
+        saved = open_statistics(Path(str(reference)), expected(request.protocol))
+        _check_weights(request, saved, str(reference))
+        return _with_rows(request, sets, extract, saved), saved
+    source = request.open(_needed(reference), like)
+    known = reference_features(sets, len(source), request.protocol)
+    collect(source, extract, request.protocol.batch, request.seconds, known)
+    return known, source
+
+
+def _check_weights(request: Request, saved: Reference, name: str) -> None:
+    """Refuse statistics made by other weights than those in use."""
+    made: Mapping[str, str] = saved.meta.get("weights") or {}
+    for kind, digest in request.judges.digests.items():
+        if made.get(kind, digest) != digest:
+            raise ArtifactError(
+                f"{name} was made with weights {made[kind][:16]}... of '{kind}', these are {digest[:16]}...; "
+                "make it again: vqbench statistics"
+            )
+
+
+def _with_rows(request: Request, sets: list[SetMetric], extract: Extractor, saved: Reference) -> FeatureSet:
+    """ADM's npz holds moments and images: the features of precision and recall are those of its images."""
+    wanted = frozenset().union(*(m.reference_rows for m in sets))
+    if saved.images_path is None or all(saved.has_rows(layer) for layer in wanted):
+        return saved
+    images = request.open(saved.images_path)
+    rows = reference_features([m for m in sets if m.reference_rows], len(images), request.protocol)
+    collect(images, extract, request.protocol.batch, request.seconds, rows)
+    return saved.with_rows(rows)
+
+
+def _compare(evaluator: Evaluator, known: FeatureSet | None, explicit: bool) -> tuple[list[Found], list[str]]:
+    """All values; of a protocol's own list, what this set is too small for is left out with a warning."""
+    found, left = [], []
+    for metric in evaluator.sets:
+        try:
+            found += evaluator.compare([metric], known)
+        except UserError as error:
+            if explicit:
+                raise
+            left.append(f"{type(metric).__name__} is left out: {error}")
+    return [*found, *evaluator.streamed()], left

@@ -1,0 +1,68 @@
+"""What comes beside images: ids and captions, and the metrics that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vqbench.errors import SpecError
+from vqbench.eval.base import Metric
+from vqbench.eval.clip_score import ClipScore
+from vqbench.eval.judges import Judges
+from vqbench.eval.unique_ratio import UniqueRatio
+from vqbench.eval.usage import Usage
+
+NEEDS = {"usage": "ids", "unique_ratio": "ids", "clip_score": "captions"}  # metric -> what it reads
+CLIP = "clip-vitb32"
+
+
+@dataclass
+class Extras:
+    """Ids (n, N, Q) and n captions of the images that are scored, either of them or none."""
+
+    metrics: list[Metric]
+    ids: np.ndarray | None
+    captions: Sequence[str] | None
+
+    def of(self, indices: np.ndarray) -> dict[str, Any]:
+        """The fields of a batch."""
+        captions = None if self.captions is None else tuple(self.captions[i] for i in indices)
+        return {"ids": None if self.ids is None else np.asarray(self.ids[indices]), "captions": captions}
+
+    def check(self, count: int) -> None:
+        """Refuse ids or captions of other images."""
+        for name, found in (("ids", self.ids), ("captions", self.captions)):
+            if found is not None and len(found) != count:
+                raise SpecError(f"{count} images and {len(found)} {name}; give those of the same images")
+
+
+def open_extras(
+    names: Sequence[str],
+    judges: Judges,
+    ids: np.ndarray | None,
+    num_codes: int | None,
+    captions: Sequence[str] | None,
+) -> Extras:
+    """The metrics of :data:`NEEDS` among `names`.
+
+    Raises:
+        SpecError: a metric without what it reads, or ids without the size of their codebook.
+        MissingWeights: no CLIP weights.
+    """
+    given = {"ids": ids is not None, "captions": captions is not None}
+    for name in names:
+        if name in NEEDS and not given[NEEDS[name]]:
+            raise SpecError(f"'{name}' needs {NEEDS[name]}; give --{NEEDS[name]}")
+    metrics: list[Metric] = []
+    if "usage" in names:
+        if num_codes is None:
+            raise SpecError("codebook usage needs the codebook's size; give --num-codes")
+        metrics.append(Usage(num_codes))
+    if "unique_ratio" in names:
+        metrics.append(UniqueRatio())
+    if "clip_score" in names:
+        metrics.append(ClipScore(judges.file(CLIP), device=judges.device))
+    return Extras(metrics, ids, captions)
