@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vqbench.errors import SpecError
+from vqbench.eval.base import Batch
 from vqbench.eval.figure_inputs import figure_runs
 from vqbench.eval.figure_style import TEXT_WIDTH, bare, new_figure, place, say, tile
+from vqbench.eval.protocols import SignalNoise
+from vqbench.eval.psnr import Psnr
 from vqbench.papers import Bench, Figure
 from vqbench.steps import finished
 
@@ -83,12 +85,11 @@ def plot_reconstructions(data: Reconstructions) -> Any:
 
 def psnr_text(original: np.ndarray, decoded: np.ndarray) -> str:
     """PSNR of two uint8 images in dB, two decimals; "exact" where they are equal."""
-    from skimage.metrics import peak_signal_noise_ratio
+    import numpy as np
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # equal images: log of a division by zero
-        value = float(peak_signal_noise_ratio(original, decoded, data_range=255))
-    return "exact" if value == float("inf") else f"{value:.2f} dB"
+    metric = Psnr(SignalNoise(space="rgb", pooling="images", data_range=255, identical="exclude"))
+    metric.update(Batch(np.zeros(1, np.int64), decoded[None], original[None]))
+    return "exact" if metric.identical else f"{metric.compute()['psnr'].value:.2f} dB"
 
 
 def wrapped(name: str, width: int = 15) -> str:
