@@ -1,0 +1,102 @@
+"""``make benchmark``: measure the engine against the libraries and write docs/performance.md.
+
+    .venv/bin/python benchmarks/run.py --only ssim,frechet --runs 5
+
+Under 40 minutes on two idle cores. `--only` prints its rows and leaves the page as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+from materials import write_files, write_images, write_weights
+from rows import CASES, Plan, Row, plan_of
+
+from vqbench.artifacts import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, NOTES = ROOT / "docs" / "performance.md", Path(__file__).with_name("notes.yaml")
+LIBRARIES = ("torch", "torch-fidelity", "scikit-image", "lpips", "scipy", "vector-quantize-pytorch", "pillow")
+
+
+def main() -> None:
+    """Measure and write."""
+    args = _arguments()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="vqbench-benchmark-") as folder:
+        plan = _prepare(args, Path(folder))
+        rows = [row for name in args.only or CASES for row in CASES[name](plan)]
+    page = _page(rows, plan, time.monotonic() - began)
+    if args.only or args.small:
+        print(page)
+    else:
+        write_text(PAGE, page)
+        print(f"{PAGE.relative_to(ROOT)}: {sum(row.reached for row in rows)} of {len(rows)} targets reached")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), help=f"of {', '.join(CASES)}; prints, writes nothing"
+    )
+    parser.add_argument("--runs", type=int, default=3, help="runs of each side (default 3); ratios are of medians")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that every case runs; writes nothing")
+    args = parser.parse_args()
+    for name in args.only or ():
+        if name not in CASES:
+            parser.error(f"no case '{name}'; there are {', '.join(CASES)}")
+    return args
+
+
+def _prepare(args: argparse.Namespace, folder: Path) -> Plan:
+    """The plan, with what its cases read written below `folder`."""
+    plan, cases, size = Plan(folder, runs=args.runs), set(args.only or CASES), 64 if args.small else 256
+    if args.small:
+        plan = Plan(folder, images=12, confirm=0, files=16, runs=1, scale=64)
+    places = [plan, *([plan_of(plan, plan.confirm)] if plan.confirm and "judged" in cases else [])]
+    for place in places if cases & {"judged", "suite", "reading"} else ():
+        write_images(place.folder, place.images, size)
+        write_weights(place.folder)
+    if "reading" in cases:
+        write_files(folder, plan.files, size)
+    return plan
+
+
+def _page(rows: list[Row], plan: Plan, seconds: float) -> str:
+    notes = yaml.safe_load(NOTES.read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    lines = [
+        "# Speed and memory, measured", "",
+        f"Written by `make benchmark` on {_processor()}, {plan.threads} threads, fp32, no GPU, in {seconds / 60:.0f} minutes; "
+        f"Python {platform.python_version()}, {versions}. Both sides of a comparison run in turn; a ratio is that of the "
+        f"medians of {plan.runs} runs, the range that of single runs. Judged rows: 256x256 PNG, random weights of "
+        "Inception's shape on both sides, each side a process of its own, without imports.", "",
+        "| work | against | measured | range | target | |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [
+        f"| {row.work} | {row.against} | {row.value:.2f}{row.unit} | {row.spread} | "
+        f"{'at most' if row.at_most else 'at least'} {row.target:g}{row.unit} | {'reached' if row.reached else '**short**'} |"
+        for row in rows
+    ]
+    remarks = dict.fromkeys(f"- {row.work}, {row.against}: {row.remark}." for row in rows if row.remark)
+    lines += ["", "## How close", *remarks]
+    short = dict.fromkeys(row.case for row in rows if not row.reached)
+    wanted = [case for case in notes if case in short or notes[case].get("always")]
+    lines += ["", "## Notes", *(f"- **{case}**: {' '.join(notes[case]['text'].split())}" for case in wanted)]
+    return "\n".join(lines) + "\n"
+
+
+def _processor() -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{len(names)} cores of {names[0].partition(': ')[2].strip()}" if names else platform.processor()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
