@@ -13,6 +13,7 @@ from vqbench.artifacts import write_json, write_text
 from vqbench.errors import SpecError
 
 AddVerb = Callable[..., argparse.ArgumentParser]
+RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0)}
 
 
 def add(verbs: Any, verb: AddVerb) -> None:
@@ -47,6 +48,8 @@ def add(verbs: Any, verb: AddVerb) -> None:
     bridge.add_argument("--reference", required=True, metavar="B")
     bridge.add_argument("--out", type=Path, required=True, metavar="CSV", help="the table; .md is written beside it")
     bridge.add_argument("--protocols", help="names between commas (default: all but demo)")
+    for parser in (scoring, stats):
+        parser.add_argument("--value-range", choices=list(RANGES), help="of float arrays (write --value-range=-1,1)")
     for parser in (scoring, bridge):
         parser.add_argument("--pairs", action="store_true", help="B holds the originals of A, by file name or order")
         parser.add_argument("--metrics", help="names between commas (default: the protocol's)")
@@ -66,7 +69,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         judge=args.judge, weights=_weights(args.weights), engine=args.engine, num_codes=args.num_codes,
         ids=np.load(_there(args.ids), mmap_mode="r") if args.ids else None,
         captions=_there(args.captions).read_text(encoding="utf-8").splitlines() if args.captions else None,
-        device=args.device,
+        device=args.device, value_range=RANGES.get(args.value_range),
     )  # fmt: skip
     write_json(args.out, report)
     print("\n".join(_lines(report)))
@@ -91,7 +94,7 @@ def _statistics(args: argparse.Namespace) -> None:
 
     header = statistics(
         args.reference, args.out, protocol=args.protocol, judge=args.judge, weights=_weights(args.weights),
-        resolution=args.resolution,
+        resolution=args.resolution, value_range=RANGES.get(args.value_range),
     )  # fmt: skip
     print(json.dumps(header))
 

@@ -244,5 +244,17 @@ def test_the_command_writes_the_report_and_prints_it(
     assert stopped.value.code == 2 and "adm" in capsys.readouterr().err and not (tmp_path / "y.json").exists()
 
 
+def test_the_command_takes_float_arrays_with_their_range(other: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", noisy(other).astype(np.float32) / 127.5 - 1)
+    np.save(tmp_path / "b.npy", other.astype(np.float32) / 127.5 - 1)
+    common = ["evaluate", "--generated", str(tmp_path / "a.npy"), "--reference", str(tmp_path / "b.npy"), "--pairs"]
+    main([*common, "--metrics", "psnr", "--out", str(tmp_path / "x.json"), "--value-range=-1,1"])
+    error = ((noisy(other).astype(float) - other) ** 2).mean((1, 2, 3))
+    found = json.loads((tmp_path / "x.json").read_text())["metrics"]["psnr"]["value"]
+    assert found == pytest.approx(np.mean(10 * np.log10(255**2 / error)))
+    with pytest.raises(SystemExit):
+        main([*common, "--metrics", "psnr", "--out", str(tmp_path / "y.json")])
+
+
 def test_the_shipped_protocols_open() -> None:
     assert load_protocol("adm").judge.network == "inception-v3"
