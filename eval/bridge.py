@@ -12,6 +12,7 @@ from vqbench.errors import SpecError, UserError
 from vqbench.eval.evaluate import Images, evaluate
 from vqbench.eval.judges import with_judge
 from vqbench.eval.protocols import FOLDER, Protocol, load_protocol
+from vqbench.eval.set_metrics import BUILD, set_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,17 +61,32 @@ def _score(
     weights: Mapping[str, str | Path | nn.Module] | None,
 ) -> list[dict[str, Any]]:
     data = _flat(protocol.model_dump(mode="json", by_alias=True))
+    common = {"protocol": protocol.name, "value": None, "data": data}
+    lacking = {name: why for name in metrics or () if (why := _undefined(name, protocol))}
+    lines = [{"metric": name, "note": why, **common} for name, why in lacking.items()]
+    defined = None if metrics is None else [name for name in metrics if name not in lacking]
+    if defined == []:
+        return lines
     try:
-        report = evaluate(generated, reference, protocol=protocol, metrics=metrics, pairs=pairs, weights=weights)
+        report = evaluate(generated, reference, protocol=protocol, metrics=defined, pairs=pairs, weights=weights)
     except UserError as error:
         if "unknown metric" in str(error):
             raise
-        return [{"metric": "", "protocol": protocol.name, "value": None, "note": str(error), "data": data}]
-    return [
+        return [*lines, {"metric": "", "note": str(error), **common}]
+    return lines + [
         {"metric": name.partition("[")[0], "protocol": protocol.name, "value": entry["value"], "low": entry["low"],
          "high": entry["high"], "note": "" if entry["value"] is not None else "undefined", "data": data}
         for name, entry in report["metrics"].items()
     ]  # fmt: skip
+
+
+def _undefined(name: str, protocol: Protocol) -> str:
+    """Why the protocol has no such metric of sets; empty where it has, or where nobody knows the name."""
+    try:
+        set_metrics([name] if name in BUILD else [], protocol)
+    except SpecError as error:
+        return str(error).partition(";")[0]
+    return ""
 
 
 def _compared(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

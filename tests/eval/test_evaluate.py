@@ -229,6 +229,17 @@ def test_the_bridge_goes_on_without_the_protocols_whose_weights_are_missing(
     assert table[table["protocol"] == "demo"]["value"].notna().any()
 
 
+def test_the_bridge_leaves_out_only_what_a_protocol_does_not_define(
+    real: np.ndarray, other: np.ndarray, weights: dict[str, Any]
+) -> None:
+    table = bridge(other, real, protocols=["adm", "clean-fid"], metrics=["fid", "is"], judge="photo-classifier",
+                   weights=weights)  # fmt: skip
+    found = table.set_index(["metric", "protocol"])["value"].notna()
+    names = ("adm+photo-classifier", "clean-fid+photo-classifier")
+    assert [bool(found[metric, name]) for metric in ("fid", "is") for name in names] == [True, True, True, False]
+    assert "defines no 'is'" in " ".join(table["note"])
+
+
 def test_the_command_writes_the_report_and_prints_it(
     real: np.ndarray, other: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
