@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vqbench.errors import ArtifactError
-from vqbench.eval.feature_set import Gaussian, gaussian_of
+from vqbench.eval.moments import Gaussian, moments_of, without
 
 LOST = 1e-9  # share of the trace that squaring may cost
 SMALL = 512  # rows of a product whose singular values are as cheap as its eigenvalues
@@ -30,11 +30,14 @@ class Frechet:
     Args:
         known: the fixed side.
         device: where the linear algebra runs.
+
+    Raises:
+        ArtifactError: the mean or covariance is not finite.
     """
 
     def __init__(self, known: Gaussian, device: str | torch.device = "cpu") -> None:
         self.known, self.device = known, device
-        self.trace = _finite(float(np.trace(known.sigma)))
+        self.trace = _trace(known)
 
     @cached_property
     def factor(self) -> Tensor:
@@ -50,13 +53,15 @@ class Frechet:
             ArtifactError: dimensions differ, or a statistic is not finite.
         """
         if other.mu.shape != self.known.mu.shape:
-            raise ArtifactError(f"features of {len(other.mu)} and {len(self.known.mu)} dimensions: these are of two judges")
-        return self.total(other.mu, float(np.trace(other.sigma)), self._cross(other))
+            raise ArtifactError(
+                f"features of {len(other.mu)} and {len(self.known.mu)} dimensions: these are of two judges"
+            )
+        return self.total(other.mu, _trace(other), self._cross(other))
 
     def total(self, mu: np.ndarray, trace: float, cross: float) -> float:
         """The distance from its parts; `cross` is tr (Sa Sb)^(1/2)."""
         shift = mu - self.known.mu
-        return max(0.0, _finite(float(shift @ shift) + self.trace + trace - 2 * cross))
+        return max(0.0, float(shift @ shift) + self.trace + trace - 2 * cross)
 
     def _cross(self, other: Gaussian) -> float:
         if by_rows(other):
@@ -87,8 +92,8 @@ class Subsets:
         if size <= length:
             return self._of_rows(kept, size)
         if 2 * size < count:
-            return self.frechet(gaussian_of(self.rows[kept]))
-        return self.frechet(_subtract(self.whole, np.asarray(self.rows[~kept], dtype=np.float64)))
+            return self.frechet(moments_of(self.rows, np.flatnonzero(kept)).gaussian())
+        return self.frechet(without(self.whole, moments_of(self.rows, np.flatnonzero(~kept))))
 
     def _of_rows(self, kept: np.ndarray, size: int) -> float:
         """Singular: the rows' product with the factor, centred afterwards, has the wanted singular values."""
@@ -127,7 +132,7 @@ def centred_rows(gaussian: Gaussian, device: str | torch.device) -> Tensor:
     """X (n, d) with X^T X = sigma."""
     assert gaussian.rows is not None
     rows = torch.from_numpy(np.array(gaussian.rows, dtype=np.float64)).to(device)
-    return (rows - rows.mean(0)) / (gaussian.n - 1) ** 0.5
+    return rows.sub_(rows.mean(0)).div_((gaussian.n - 1) ** 0.5)
 
 
 def centred_nuclear(product: Tensor) -> float:
@@ -143,6 +148,8 @@ def _root_sum(gram: Tensor, null: bool, product: Callable[[], Tensor]) -> float:
 
     An eigenvalue is off by a rounding unit of the largest, its root by that over twice the root: small ones suffer.
     """
+    if not len(gram):  # the other side has no spread at all
+        return 0.0
     values = torch.linalg.eigvalsh(gram)[int(null) :]  # reads the lower triangle alone
     unit = torch.finfo(values.dtype).eps * values[-1:].clamp_min(0)
     roots = values.clamp_min(0).sqrt()
@@ -154,6 +161,7 @@ def _root_sum(gram: Tensor, null: bool, product: Callable[[], Tensor]) -> float:
 
 def _factor(sigma: Tensor) -> Tensor:
     """F (d, r) with F F^T = sigma: Cholesky, or eigenvectors of positive eigenvalues where sigma is singular."""
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(sigma)
     diagonal = factor.diagonal()
     # A factor that barely succeeded is of a singular matrix: its small pivots are rounding.
@@ -161,22 +169,11 @@ def _factor(sigma: Tensor) -> Tensor:
         return factor
     values, vectors = torch.linalg.eigh(sigma)
     keep = values > values[-1].clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
-    return vectors[:, keep] * values[keep].sqrt()
+    factor = vectors[:, keep] * values[keep].sqrt()
+    return factor
 
 
-def _subtract(whole: Gaussian, part: np.ndarray) -> Gaussian:
-    """The statistics of a set without `part` of it: Chan's update backwards."""
-    if not len(part):
-        return whole
-    left = whole.n - len(part)
-    mean = part.mean(0)
-    rest = (whole.n * whole.mu - len(part) * mean) / left
-    centred, shift = part - mean, rest - mean
-    scatter = whole.sigma * (whole.n - 1) - centred.T @ centred - np.outer(shift, shift) * (left * len(part) / whole.n)
-    return Gaussian(rest, scatter / (left - 1), left)
-
-
-def _finite(value: float) -> float:
-    if not np.isfinite(value):
-        raise ArtifactError("the Frechet distance is not finite; a statistics file is damaged, make it again")
-    return value
+def _trace(gaussian: Gaussian) -> float:
+    if not (np.isfinite(gaussian.mu).all() and np.isfinite(gaussian.sigma).all()):
+        raise ArtifactError("a mean or covariance is not finite; a statistics file is damaged, make it again")
+    return float(np.trace(gaussian.sigma))

@@ -16,7 +16,6 @@ from vqbench.eval.inception_blocks import Builder, Mixed
 from vqbench.eval.judge_network import Found, JudgeNetwork, Weights
 
 CLASSES = 1008
-STEM = 2  # images that go through the largest maps together: they set the peak of memory
 ORDER = ("64", "192", "spatial", "768", "2048")  # in which the trunk meets its layers
 SPATIAL = 7  # channels of sFID: openai/guided-diffusion:evaluations/evaluator.py, spatial[..., :7]
 
@@ -34,7 +33,7 @@ class InceptionV3(JudgeNetwork):
 
     layers = ("64", "192", "768", "2048", "logits_unbiased", "logits", "spatial")
     size = 299
-    chunk = 8
+    chunk = 4  # 8 is 2% faster on two cores and takes 60 MB more
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -74,7 +73,7 @@ class InceptionV3(JudgeNetwork):
         """The `wanted` layers of the trunk; ``2048`` as well where logits are."""
         found: Found = {}
         last = max(ORDER.index(name) if name in ORDER else len(ORDER) - 1 for name in wanted)
-        x = torch.cat([self.to_64(part) for part in x.split(STEM)])  # (B, 64, 73, 73)
+        x = self.to_64(x)  # (B, 64, 73, 73)
         if "64" in wanted:
             found["64"] = x.mean((2, 3))
         if last > ORDER.index("64"):

@@ -1,8 +1,8 @@
 """The blocks of Inception-v3 (2015-12-05), made for speed.
 
-The graph and the names of the weights are toshas/torch-fidelity:torch_fidelity/feature_extractor_inceptionv3.py's. Three
-rewritings, exact in real numbers: batch norm is folded into the convolution before it; 1x1 convolutions of one input
-run as one; a 1x1 convolution goes before the average pooling that it followed.
+The graph and the names of the weights are torch-fidelity's (toshas/torch-fidelity:torch_fidelity/
+feature_extractor_inceptionv3.py). Three rewritings, exact in real numbers: batch norm is folded into the convolution
+before it; 1x1 convolutions of one input run as one; a 1x1 convolution goes before the average pooling that it followed.
 
 Letters: B images, C channels, H W pixels.
 """
@@ -98,7 +98,7 @@ class Mixed(nn.Module):
 
 
 class Average(nn.Module):
-    """3x3 average that leaves the padding out, as TensorFlow's; then the ReLU of the convolution that went before it."""
+    """3x3 average that leaves the padding out, as TensorFlow's; then the ReLU of the convolution before it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False).relu_()

@@ -4,22 +4,21 @@ Products of float32 blocks rule out all pairs but few; those whose distance lies
 radius are computed again from the original features, in float64. Equal images are looked at once, so that a collapsed
 mode costs nothing. Memory is a few blocks, whatever the number of images.
 
-Letters: n, m images of two sets, d feature length, k neighbours, P pairs. "Half": half a squared distance.
+Letters: n generated, m reference images, u distinct ones, d feature length, k neighbours, P pairs.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-ROWS, COLUMNS = 1024, 4096  # of a block: wide enough for the product's full speed, 16 MB
-UNIT = 2.0**-24  # rounding unit of float32
+from vqbench.eval.distances import Block, Blocks, exact_squared, full_precision
+
+SAMPLE = 512  # columns that give a first bound of an image's k-th distance
 CROWD = 64  # candidates of an image beyond which float32 cannot tell its neighbours apart
 
 
@@ -60,8 +59,13 @@ def ball_counts(generated: np.ndarray, reference: np.ndarray, k: int, closed: bo
             covered[second] = True
             recalled[block.inside(balls[0], 0, closed)[1]] = True
     per_image = around[mine.inverse]
-    found = (theirs.counts[recalled].sum(), per_image.sum(), theirs.counts[covered].sum())
-    return Counts(int((per_image > 0).sum()), *map(int, found), per_image)
+    return Counts(
+        precise=int((per_image > 0).sum()),
+        recalled=int(theirs.counts[recalled].sum()),
+        inside=int(per_image.sum()),
+        covered=int(theirs.counts[covered].sum()),
+        per_image=per_image,
+    )
 
 
 class Distinct:
@@ -80,96 +84,6 @@ class Distinct:
         rank = np.argsort(place)
         self.rows = features if len(first) == len(features) else features[first[place]]
         self.counts, self.inverse = counts[place].astype(np.int64), rank[inverse.ravel()]
-
-
-class Block(NamedTuple):
-    """A block of pairs with its halves, approximately.
-
-    Attributes:
-        rows, columns: which images of the two sets.
-        halves: (A, B) float32.
-        error: bounds of their errors by row (A,) and by column (B,), float32.
-    """
-
-    sets: tuple[np.ndarray, np.ndarray]
-    rows: slice
-    columns: slice
-    halves: Tensor
-    error: tuple[np.ndarray, np.ndarray]
-
-    def within(self, limit: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs whose half is at most that of their row (`side` 0, limit (A,)) or column (1, (B,)).
-
-        Returns:
-            places in the block (P,) by row and by column, and the halves (P,) float32.
-        """
-        bound = torch.from_numpy(limit.astype(np.float32)).to(self.halves.device)
-        mask = self.halves <= (bound if side else bound[:, None])
-        # NumPy finds the few true ones several times faster than torch does.
-        flat = np.flatnonzero(mask.numpy()) if mask.device.type == "cpu" else mask.flatten().nonzero()[:, 0].cpu().numpy()
-        value = self.halves.flatten()[torch.from_numpy(flat).to(self.halves.device)].cpu().numpy()
-        return *np.divmod(flat, self.halves.shape[1]), value
-
-    def inside(self, radius: np.ndarray, side: int, closed: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs inside the balls of their rows' or columns' images, decided exactly: images (P,) of both sets.
-
-        Args:
-            radius: squared radii of all images of that side, float64.
-        """
-        half, slack = radius[self.columns if side else self.rows] / 2, self.error[side]
-        *places, value = self.within(half + slack, side)
-        ball = places[side]
-        first, second = places[0] + self.rows.start, places[1] + self.columns.start
-        found = value < half[ball] - slack[ball]
-        unsure = np.flatnonzero(~found)
-        exact = exact_squared(*self.sets, first[unsure], second[unsure])
-        limit = radius[(first, second)[side][unsure]]
-        found[unsure] = exact <= limit if closed else exact < limit
-        return first[found], second[found]
-
-
-class Blocks:
-    """Halves between two sets, block by block. Both are centred first: |a|^2 + |b|^2 - 2ab would cancel otherwise.
-
-    Args:
-        upper: of a set with itself, each unordered pair once: blocks of the diagonal, and those to their right.
-    """
-
-    def __init__(self, a: np.ndarray, b: np.ndarray, device: torch.device, upper: bool = False) -> None:
-        self.sets, self.device, self.upper = (a, b), device, upper
-        self.centre = _mean(b)
-        self.norms = [self._norms(a), self._norms(b)]  # half the squared norms, float64
-        # A product of d float32 terms errs by at most d units of |a||b|; centring, norms and sums by a few more.
-        self.relative = (a.shape[1] + 32) * UNIT
-        self.buffer = torch.empty(min(ROWS, len(a)) * min(COLUMNS, len(b)), device=device)
-        self.right = np.empty((min(COLUMNS, len(b)), b.shape[1]), np.float32)
-
-    def _norms(self, rows: np.ndarray) -> np.ndarray:
-        parts = (_half_norms(rows[i : i + ROWS] - self.centre) for i in range(0, len(rows), ROWS))
-        return np.concatenate(list(parts))
-
-    def __iter__(self) -> Iterator[Block]:
-        """Blocks; the halves of one are overwritten by the next."""
-        n, m = map(len, self.sets)
-        for i in range(0, n, ROWS):
-            rows = slice(i, min(i + ROWS, n))
-            left = self._tensor(self.sets[0][rows] - self.centre)
-            if self.upper:
-                yield self._block(rows, rows, left)
-            for j in range(rows.stop if self.upper else 0, m, COLUMNS):
-                yield self._block(rows, slice(j, min(j + COLUMNS, m)), left)
-
-    def _block(self, rows: slice, columns: slice, left: Tensor) -> Block:
-        right = np.subtract(self.centre, self.sets[1][columns], out=self.right[: columns.stop - columns.start])
-        norms = self.norms[0][rows], self.norms[1][columns]
-        halves = self.buffer[: len(left) * len(right)].view(len(left), len(right))
-        torch.mm(left, self._tensor(right).T, out=halves)
-        halves.add_(self._tensor(norms[0])[:, None]).add_(self._tensor(norms[1]))
-        error = self.relative * (norms[0] + norms[1].max()), self.relative * (norms[1] + norms[0].max())
-        return Block(self.sets, rows, columns, halves, error)
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array.astype(np.float32, copy=False)).to(self.device)
 
 
 def radii(points: Distinct, k: int, device: torch.device) -> np.ndarray:
@@ -223,7 +137,9 @@ class Nearest:
         self.slack[mine] = np.maximum(self.slack[mine], 2 * block.error[side])
         limit = self._limit(np.arange(mine.start, mine.stop))
         if np.isposinf(limit).any():
-            limit = np.minimum(limit, _sample(block.halves.T if side else block.halves, self.best.shape[1]) + self.slack[mine])
+            limit = np.minimum(
+                limit, _sample(block.halves.T if side else block.halves, self.best.shape[1]) + self.slack[mine]
+            )
         *places, value = block.within(limit, side)
         self._take(places[side] + mine.start, places[1 - side] + others.start, value)
 
@@ -262,39 +178,5 @@ def _sample(halves: Tensor, wanted: int) -> np.ndarray:
     """An upper bound of the `wanted`-th smallest of each row, from its first columns."""
     if halves.shape[1] < wanted:
         return np.full(len(halves), np.inf, np.float32)
-    part = halves[:, : max(wanted, ROWS // 2)].contiguous()
+    part = halves[:, : max(wanted, SAMPLE)].contiguous()
     return np.asarray(part.topk(wanted, largest=False).values.amax(1).cpu().numpy())
-
-
-def exact_squared(a: np.ndarray, b: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Squared distances of pairs ``a[first], b[second]`` in float64, (P,)."""
-    out = np.empty(len(first))
-    step = max(1, (1 << 17) // max(1, a.shape[1]))  # a megabyte of differences stays in the cache
-    for start in range(0, len(first), step):
-        part = slice(start, start + step)
-        gap = np.subtract(a[first[part]], b[second[part]], dtype=np.float64)
-        out[part] = np.einsum("ij,ij->i", gap, gap)
-    return out
-
-
-def _half_norms(rows: np.ndarray) -> np.ndarray:
-    return np.asarray(np.einsum("ij,ij->i", rows, rows, dtype=np.float64)) / 2
-
-
-def _mean(rows: np.ndarray) -> np.ndarray:
-    """(d,) float32: subtracted from both sets, so that its own rounding moves no distance."""
-    total = np.zeros(rows.shape[1])
-    for start in range(0, len(rows), ROWS):
-        total += rows[start : start + ROWS].sum(0, dtype=np.float64)
-    return np.asarray(total / len(rows), dtype=np.float32)
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Products in whole float32: the bound of the error holds for no other."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -1,7 +1,7 @@
 """Resizing images to what a judge sees, each way to the numbers of the library it is named after.
 
-What a library does to floats is linear and separable, so it is two matrix products. Each matrix is the library's own answer for
-the unit vectors; only TensorFlow 1's is computed here.
+What a library does to floats is linear and separable, so it is two matrix products. Each matrix is the library's own
+answer for unit vectors; only TensorFlow 1's is computed here.
 
 Letters: B images, H W pixels, S side of the result.
 """
@@ -80,7 +80,7 @@ def matrix(how: Resampler, before: int, after: int, device: torch.device) -> Ten
 def _tensorflow(before: int, after: int) -> Tensor:
     """tensorflow/tensorflow:tensorflow/core/kernels/image_resizer_state.h (1.x), without corner alignment.
 
-    Pixel i of the result lies at i * before / after, in float32 as there: the rounding shows in the fourth digit of a level.
+    Pixel i of the result lies at i * before / after, in float32 as there: its rounding moves levels by up to 4e-3.
     """
     place = torch.arange(after, dtype=torch.float32) * torch.tensor(before / after, dtype=torch.float32)
     low = place.long()

@@ -6,6 +6,8 @@ Letters: B images of a batch, n images of a set, d feature length.
 from __future__ import annotations
 
 import tempfile
+import weakref
+from typing import IO
 
 import numpy as np
 
@@ -22,7 +24,7 @@ class Rows:
         self._indices: list[np.ndarray] = []
         self._parts: list[np.ndarray] = []
         self._bytes = 0  # of the parts in memory
-        self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
+        self._file: IO[bytes] | None = None
         self._written = 0  # rows in the file
         self._matrix: np.ndarray | None = None
 
@@ -39,10 +41,11 @@ class Rows:
 
     def _spill(self) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as this object)
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+            weakref.finalize(self, self._file.close)  # what was mapped from it stays readable
         self._file.seek(0, 2)
         for part in self._parts:
-            self._file.write(part)
+            self._file.write(part.data)
             self._written += len(part)
         self._parts, self._bytes = [], 0
 

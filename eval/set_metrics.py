@@ -18,7 +18,9 @@ from vqbench.eval.sfid import Sfid
 
 def _block(name: str, block: object, protocol: Protocol) -> None:
     if block is None:
-        raise SpecError(f"protocol '{protocol.name}' defines no '{name}'; leave it out of --metrics or take another protocol")
+        raise SpecError(
+            f"protocol '{protocol.name}' defines no '{name}'; leave it out of --metrics or take another protocol"
+        )
 
 
 def _spatial(protocol: Protocol) -> SetMetric:

@@ -25,7 +25,7 @@ from vqbench.eval.exact_mean import PairMean
 from vqbench.eval.protocols import Window
 
 K1, K2 = 0.01, 0.03  # Wang et al. 2004, section III.B
-STRIP = 128  # rows of the result at once: bounds memory; small strips make threads wait for the interpreter
+STRIP = 256  # rows of the result at once: bounds memory; shorter ones make threads wait for the interpreter
 BLOCK = 48  # side of the blocks of a band matrix; a larger one multiplies more zeros, a smaller one makes more calls
 # Weights of R, G, B: skimage.color.rgb2gray (ITU-R BT.709), and ITU-R BT.601 luma at full range.
 WEIGHTS = {"gray": (0.2125, 0.7154, 0.0721), "y": (0.299, 0.587, 0.114)}
@@ -100,7 +100,7 @@ def planes(images: np.ndarray, window: Window, device: torch.device) -> Tensor:
     Raises:
         SpecError: the images are smaller than the window.
     """
-    found = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    found = torch.from_numpy(np.array(images)).to(device)  # a copy: torch warns of memory that it may not write
     if window.channels != "rgb":
         found = (found.double() @ found.new_tensor(WEIGHTS[window.channels], dtype=torch.float64)).unsqueeze(-1)
     found = found.permute(0, 3, 1, 2)  # (B, C, H, W)

@@ -1,4 +1,4 @@
-"""The judge under two protocols, and LPIPS, with their real architectures, in the DAG: random weights of the true shapes."""
+"""Inception under two protocols, and LPIPS, in the DAG: random weights of the true shapes where the libraries look."""
 
 from __future__ import annotations
 

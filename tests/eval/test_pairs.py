@@ -497,6 +497,16 @@ def test_no_pairs_are_undefined_and_sizes_may_differ_between_batches(name: str) 
     assert next(iter(metric.compute().values())).n == 3
 
 
+def test_arrays_may_be_read_only_and_strided(alexnet: nn.Module) -> None:
+    a, b = pairs(2, 64, 64)
+    metrics = {**METRICS, "lpips": lambda: Lpips(copy.deepcopy(alexnet))}
+    views = [np.repeat(x, 2, axis=2)[:, :, ::2] for x in (a, b)]
+    for view in views:
+        view.flags.writeable = False
+    for name, make in metrics.items():
+        assert value(make(), *views) == value(make(), a, b), name
+
+
 def test_shards_of_other_settings_do_not_merge() -> None:
     for first, second in (
         (Psnr(RGB), Psnr(RGB.model_copy(update={"space": "y"}))),

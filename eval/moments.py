@@ -1,0 +1,126 @@
+"""Mean and covariance of features, added up in float64 batch by batch.
+
+Letters: B images of a batch, n images of a set, d feature length.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqbench.errors import ArtifactError
+
+HELD = 1024  # rows that moments wait for: a (d, d) product of few rows is mostly traffic
+
+
+class Gaussian(NamedTuple):
+    """What FID knows of a set of n images.
+
+    Attributes:
+        mu: (d,) float64 mean.
+        sigma: (d, d) float64 covariance, divided by n - 1.
+        rows: (n, d) features of all n images where they were kept; sigma is then theirs.
+    """
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    n: int
+    rows: np.ndarray | None = None
+
+
+class Moments:
+    """Mean and scatter accumulated in float64, merged by Chan's update: no sum of squares cancels.
+
+    The first d rows are held back: a set with no more has a singular covariance, and FID then needs its rows.
+    """
+
+    def __init__(self) -> None:
+        self.added = 0  # rows in `mean` and `scatter`
+        self.mean: Tensor | float = 0.0
+        self.scatter: Tensor | float = 0.0
+        self._held: list[Tensor] = []
+
+    @property
+    def count(self) -> int:
+        """Rows added."""
+        return self.added + sum(map(len, self._held))
+
+    def update(self, features: Tensor) -> None:
+        """Add features (B, d)."""
+        if not len(features):
+            return
+        self._held.append(features.float())
+        if sum(map(len, self._held)) > max(HELD, 0 if self.added else features.shape[1]):
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            rows, self._held = torch.cat(self._held).double(), []
+            mean = rows.mean(0)  # (d,)
+            rows -= mean
+            self._add(len(rows), mean, rows.T @ rows)
+
+    def merge(self, other: Moments) -> None:
+        """Add all that `other` holds."""
+        if other.added:
+            self._flush()
+            assert isinstance(other.mean, Tensor) and isinstance(other.scatter, Tensor)
+            self._add(other.added, other.mean, other.scatter)
+        for rows in other._held:
+            self.update(rows)
+
+    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        total = self.added + count
+        shift = mean - self.mean
+        self.scatter += scatter
+        self.scatter.addr_(shift, shift, alpha=self.added * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.added = total
+
+    def total(self) -> Moments:
+        """All rows in `mean` and `scatter`. Here they stay held back: more may come."""
+        whole = Moments()
+        whole.merge(self)
+        whole._flush()
+        return whole
+
+    def gaussian(self) -> Gaussian:
+        """The statistics so far.
+
+        Raises:
+            ArtifactError: fewer than two images, which have no covariance.
+        """
+        if self.count < 2:
+            raise ArtifactError(f"a covariance needs at least 2 images, there are {self.count}; give more")
+        whole, rows = self.total(), None if self.added else torch.cat(self._held).cpu().numpy()
+        assert isinstance(whole.mean, Tensor) and isinstance(whole.scatter, Tensor)
+        return Gaussian(whole.mean.cpu().numpy(), (whole.scatter / (whole.added - 1)).cpu().numpy(), whole.added, rows)
+
+
+def moments_of(rows: np.ndarray, chosen: np.ndarray) -> Moments:
+    """Moments of those rows of (n, d), in chunks: never all of them in float64."""
+    found = Moments()
+    for start in range(0, len(chosen), HELD):
+        found.update(torch.from_numpy(np.array(rows[chosen[start : start + HELD]])))
+    return found
+
+
+def gaussian_of(rows: np.ndarray) -> Gaussian:
+    """The statistics of features (n, d)."""
+    return moments_of(rows, np.arange(len(rows))).gaussian()._replace(rows=rows)
+
+
+def without(whole: Gaussian, part: Moments) -> Gaussian:
+    """The statistics of a set without `part` of it: Chan's update backwards."""
+    if not part.count:
+        return whole
+    part, left = part.total(), whole.n - part.count
+    assert isinstance(part.mean, Tensor) and isinstance(part.scatter, Tensor)
+    mean, scatter = part.mean.cpu().numpy(), part.scatter.cpu().numpy()
+    rest = (whole.n * whole.mu - part.added * mean) / left
+    shift = rest - mean
+    sigma = whole.sigma * (whole.n - 1) - scatter - np.outer(shift, shift) * (left * part.added / whole.n)
+    return Gaussian(rest, sigma / (left - 1), left)
