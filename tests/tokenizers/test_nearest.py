@@ -25,13 +25,16 @@ def brute_force(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def chunks_of(codes: int) -> Iterator[None]:
-    """Few codes a chunk, so that small codebooks cross chunk borders."""
-    before = nearest._CODES_AT_ONCE
-    nearest._CODES_AT_ONCE = codes
+    """Few codes a chunk, a third of them a block, four vectors at once: small sets cross every border."""
+    small = {"_CODES_AT_ONCE": codes, "_BLOCK": max(1, codes // 3), "_VECTORS": 4, "_GROUP": 4}
+    before = {name: getattr(nearest, name) for name in small}
     try:
+        for name, value in small.items():
+            setattr(nearest, name, value)
         yield
     finally:
-        nearest._CODES_AT_ONCE = before
+        for name, value in before.items():
+            setattr(nearest, name, value)
 
 
 @settings(max_examples=150, deadline=None)
@@ -98,19 +101,30 @@ def test_autocast_and_low_matmul_precision_change_nothing() -> None:
 
 def test_bound_covers_rounded_matmuls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores from inputs truncated to bf16's seven bits stay exact once the bound is bf16's: what torch may be set to do."""
-    exact = torch.addmm
+    exact = torch.mm
 
-    def truncated(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, alpha: float) -> torch.Tensor:
+    def truncated(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         a, b = ((t.contiguous().view(torch.int32) & ~0xFFFF).view(torch.float32) for t in (a, b))
-        return exact(bias, a, b, alpha=alpha)
+        return exact(a, b, out=out)
 
     rng = torch.Generator().manual_seed(2)
     z, e = torch.randn(100, 8, generator=rng), torch.randn(2000, 8, generator=rng)
-    monkeypatch.setattr(torch, "addmm", truncated)
+    monkeypatch.setattr(torch, "mm", truncated)
     assert not torch.equal(nearest_code(z, e), brute_force(z, e))  # the truncation does matter
     for setting in nearest._INPUT_ERROR:
         monkeypatch.setitem(nearest._INPUT_ERROR, setting, nearest._INPUT_ERROR["bf16"])
     assert torch.equal(nearest_code(z, e), brute_force(z, e))
+
+
+@pytest.mark.parametrize(("codes", "dim"), [(5000, 3), (4096, 8), (16385, 2), (127, 4), (1, 4)])
+def test_blocks_as_they_are_and_codebooks_that_fill_none(codes: int, dim: int) -> None:
+    """Several blocks and a last one that is filled up; a third of the codes occur twice, some in another block."""
+    rng = torch.Generator().manual_seed(4)
+    z, e = torch.randn(1500, dim, generator=rng), torch.randn(codes, dim, generator=rng)
+    e[-(codes // 3) :] = e[: codes // 3][-(codes // 3) :] if codes > 2 else e
+    expected = torch.cat([torch.cdist(part.double(), e.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+                          for part in z.split(100)])  # fmt: skip
+    assert torch.equal(nearest_code(z, e), expected)
 
 
 def test_what_is_not_finite_gets_an_id_in_range() -> None:
