@@ -125,7 +125,8 @@ def _request(
 ) -> Request:
     found = load_protocol(protocol) if isinstance(protocol, str) else protocol
     found = with_judge(found, judge) if judge else found
-    where = torch.device(device) if device else scoring_device()
+    where = scoring_device()  # and TF32 off, whichever device is taken
+    where = torch.device(device) if device else where
     known = [*BUILD, *PAIRED, *NEEDS]
     for name in metrics or ():
         if name not in known:
