@@ -75,11 +75,13 @@ class Blocks:
     def __init__(self, a: np.ndarray, b: np.ndarray, device: torch.device, upper: bool = False) -> None:
         self.sets, self.device, self.upper = (a, b), device, upper
         self.centre = _mean(b)
-        self.norms = [self._norms(a), self._norms(b)]  # half the squared norms, float64
+        mine = self._norms(b)  # half the squared norms, float64
+        self.norms = mine if a is b else self._norms(a), mine
         # A product of d float32 terms errs by at most d units of |a||b|; centring, norms and sums by a few more.
         self.relative = (a.shape[1] + 32) * UNIT
         # Written again and again: blocks allocated anew would scatter over the heap and keep it from shrinking.
-        height, width = min(ROWS, len(a)), min(COLUMNS, len(b))
+        self.step = ROWS if upper else 2 * ROWS  # on the diagonal, half of a block is for nothing
+        height, width = min(self.step, len(a)), min(COLUMNS, len(b))
         self.left = np.empty((height, a.shape[1]), np.float32)
         self.right = np.empty((width, b.shape[1]), np.float32)
         self.halves = torch.empty(height * width, device=device)
@@ -92,8 +94,8 @@ class Blocks:
     def __iter__(self) -> Iterator[Block]:
         """Blocks; the halves of one are overwritten by the next."""
         n, m = map(len, self.sets)
-        for i in range(0, n, ROWS):
-            rows = slice(i, min(i + ROWS, n))
+        for i in range(0, n, self.step):
+            rows = slice(i, min(i + self.step, n))
             left = self._tensor(np.subtract(self.sets[0][rows], self.centre, out=self.left[: rows.stop - i]))
             if self.upper:
                 yield self._block(rows, rows, left)

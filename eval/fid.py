@@ -11,7 +11,7 @@ from vqbench.errors import ArtifactError
 from vqbench.eval.base import Estimate, Layer, SetMetric
 from vqbench.eval.feature_set import FeatureSet
 from vqbench.eval.frechet import Frechet, Subsets
-from vqbench.eval.intervals import GROUPS, SMALLEST, jackknife
+from vqbench.eval.intervals import GROUPS, SMALLEST, groups_of, jackknife
 
 
 class Fid(SetMetric):
@@ -38,7 +38,7 @@ class Fid(SetMetric):
             ArtifactError: fewer than two images in a set, or features of different lengths.
         """
         distances = subsets(generated, reference, self.layer)
-        place = np.arange(len(distances.rows)) % GROUPS  # every tenth image, in the order of their indices
+        place = groups_of(np.arange(len(distances.rows)))
         value = distances(place >= 0)
         groups = range(GROUPS) if len(place) >= SMALLEST else ()
         without = [distances(place != group) for group in groups]

@@ -42,8 +42,9 @@ class Guards:
 
     def warnings(self, source: Source, other: Source | Reference | None) -> list[str]:
         """What is to be said of the generated images `source` and the reference, after the pass."""
-        found = [self._few(source, other), self._copies(source), self._sorted(source), self._lopsided(source),
-                 _formats("generated", source), self._lossy("generated", source)]  # fmt: skip
+        few = self._few(source, other)
+        found = [few or self._other_count(source), self._copies(source), self._sorted(source),
+                 self._lopsided(source), _formats("generated", source), self._lossy("generated", source)]  # fmt: skip
         if isinstance(other, Source):
             found += [_formats("reference", other), self._lossy("reference", other)]
         found += [self._uncropped(source, other), _same(source, other), _unsigned(other)]
@@ -61,6 +62,15 @@ class Guards:
         return (
             f"{_list(names)} of {len(source):,} generated images against {side}: below {ENOUGH:,} a side it is biased upwards "
             "by about 1/N, so compare it only with values of the same counts, or take fid_infinity or kid"
+        )
+
+    def _other_count(self, source: Source) -> str:
+        count, names = self.protocol.sets.count, self._asked(BIASED)
+        if not names or count is None or len(source) == count:
+            return ""
+        return (
+            f"{_list(names)} of {len(source):,} generated images: published numbers of protocol '{self.protocol.name}' are of "
+            f"{count:,}, and fewer images score higher"
         )
 
     def _copies(self, source: Source) -> str:

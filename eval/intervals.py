@@ -16,6 +16,27 @@ SMALLEST = 20  # images; below, a group is an image or two and no interval is gi
 NAN = float("nan")
 
 
+def groups_of(indices: np.ndarray) -> np.ndarray:
+    """(n,) indices of images -> (n,) int64 in [0, GROUPS), the jackknife's group of each.
+
+    Every ten images in a row fall into the ten groups, in an order drawn by their indices: groups are even, do not hang
+    on batches or shards, and do not go along with classes that take turns (by index modulo ten, of eight classes in turn
+    a group would hold four).
+    """
+    indices = np.asarray(indices, dtype=np.int64)
+    first = indices - indices % GROUPS
+    keys = _scattered(first[:, None] + np.arange(GROUPS))  # (n, GROUPS)
+    return np.asarray((keys < _scattered(indices)[:, None]).sum(1), dtype=np.int64)
+
+
+def _scattered(values: np.ndarray) -> np.ndarray:
+    """int64 -> uint64, one to one, neighbours far apart: splitmix64's finalizer (Steele et al. 2014)."""
+    found = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    found = (found ^ (found >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(found ^ (found >> np.uint64(31)))
+
+
 def wilson(hits: int, count: int) -> tuple[float, float]:
     """Wilson score interval of a share in [0, 1]; NaN for no trial."""
     if count == 0:

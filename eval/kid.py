@@ -12,7 +12,7 @@ from vqbench.errors import SpecError
 from vqbench.eval.base import Estimate, Layer, SetMetric
 from vqbench.eval.feature_set import FeatureSet
 from vqbench.eval.fid import device
-from vqbench.eval.intervals import GROUPS, SMALLEST, jackknife
+from vqbench.eval.intervals import GROUPS, SMALLEST, groups_of, jackknife
 from vqbench.eval.protocols import Kernel
 
 
@@ -51,7 +51,7 @@ class Kid(SetMetric):
         values = np.zeros(GROUPS + 1)
         for _ in range(self.protocol.subsets):
             x, y = rng.choice(len(first), size, replace=False), rng.choice(len(second), size, replace=False)
-            values += self._subset(first[x], second[y], x % GROUPS)
+            values += self._subset(first[x], second[y], groups_of(x))
         value, *without = (values / self.protocol.subsets).tolist()
         return {"kid": Estimate(value, *jackknife(value, without if size >= SMALLEST else ()), len(first))}
 

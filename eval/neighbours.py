@@ -10,6 +10,7 @@ Letters: n generated, m reference images, u distinct ones, d feature length, k n
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -78,12 +79,21 @@ class Distinct:
     """
 
     def __init__(self, features: np.ndarray) -> None:
-        keys = np.array([hashlib.blake2b(row, digest_size=16).digest() for row in np.ascontiguousarray(features)])
-        _, first, inverse, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
-        place = np.argsort(first)  # distinct rows stay in the order of the images
-        rank = np.argsort(place)
-        self.rows = features if len(first) == len(features) else features[first[place]]
-        self.counts, self.inverse = counts[place].astype(np.int64), rank[inverse.ravel()]
+        places: dict[bytes, int] = {}
+        self.inverse = np.array([places.setdefault(key, len(places)) for key in _keys(features)])
+        self.counts = np.bincount(self.inverse)
+        first = np.unique(self.inverse, return_index=True)[1]
+        self.rows = features if len(first) == len(features) else features[first]
+
+
+def _keys(features: np.ndarray) -> list[bytes]:
+    """Equal for equal rows alone: a row's beginning, or where that occurs twice the hash of all of it."""
+    heads = [row.tobytes() for row in features[:, :16]]
+    often = Counter(heads)
+    return [
+        hashlib.blake2b(np.ascontiguousarray(row), digest_size=32).digest() if often[head] > 1 else head
+        for head, row in zip(heads, features, strict=True)
+    ]
 
 
 def radii(points: Distinct, k: int, device: torch.device) -> np.ndarray:
@@ -95,7 +105,8 @@ def radii(points: Distinct, k: int, device: torch.device) -> np.ndarray:
         if block.rows != block.columns:
             nearest.see(block, 1)
     first, second = nearest.candidates()
-    exact = exact_squared(points.rows, points.rows, first, second)
+    exact, apart = np.zeros(len(first)), first != second
+    exact[apart] = exact_squared(points.rows, points.rows, first[apart], second[apart])
     found = _ranked(first, exact, points.counts[second], k, len(points.rows))
     everyone = np.arange(len(points.rows))
     for row in np.flatnonzero(nearest.crowded):

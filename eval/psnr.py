@@ -10,7 +10,7 @@ import numpy as np
 from vqbench.errors import SpecError
 from vqbench.eval.base import Batch, Estimate, Metric
 from vqbench.eval.exact_mean import ExactMean, pair
-from vqbench.eval.intervals import GROUPS, SMALLEST, jackknife, undefined
+from vqbench.eval.intervals import GROUPS, SMALLEST, groups_of, jackknife, undefined
 from vqbench.eval.protocols import SignalNoise
 
 LUMA = (299, 587, 114)  # thousandths of R, G, B in ITU-R BT.601's Y, full range
@@ -53,8 +53,7 @@ class Psnr(Metric):
         size = images[:1].size if self.protocol.space == "rgb" else images[:1].size // 3 * 1000**2  # of errors
         self.identical += errors.count(0)
         self.mean.add(np.array([self._decibel(error, size) for error in errors if error]))
-        for index, error in zip(batch.indices, errors, strict=True):
-            group = int(index) % GROUPS
+        for group, error in zip(groups_of(batch.indices).tolist(), errors, strict=True):
             self.errors[group] += error
             self.sizes[group] += size
             self.images[group] += 1

@@ -14,7 +14,7 @@ from scipy.special import entr
 
 from vqbench.errors import ArtifactError, SpecError
 from vqbench.eval.base import Batch, Estimate, Metric
-from vqbench.eval.intervals import GROUPS, SMALLEST, jackknife
+from vqbench.eval.intervals import GROUPS, SMALLEST, groups_of, jackknife
 from vqbench.specs import TokenSpec
 
 STATISTICS = {"usage": "%", "usage_above": "%", "entropy": "bits", "perplexity": "codes"}  # name -> unit
@@ -95,7 +95,7 @@ class Usage(Metric):
         self._check(ids)
         if not self.counts.shape[2]:
             self.counts = self._zeros(ids.shape[2])
-        groups = batch.indices % GROUPS  # (B,)
+        groups = groups_of(batch.indices)  # (B,)
         self.images += np.bincount(groups, minlength=GROUPS)
         _, scales, slots, codes = self.counts.shape
         scale = self.scale_of if len(self.scale_of) else np.zeros(ids.shape[1], np.int64)

@@ -29,6 +29,14 @@ Resampler = Literal[
 ]
 
 
+class Sets(Spec):
+    """Which images the protocol's published numbers are of; other counts are scored, and warned of."""
+
+    count: int | None = Field(gt=0, description="generated images, or reconstructions; null: its source fixes none")
+    reference: str = Field(description="what generated images are compared with")
+    reconstruction: str | None = Field(default=None, description="what reconstructions are; null: the same")
+
+
 class ImageRules(Spec):
     """How files and tensors become the uint8 images that are scored."""
 
@@ -154,6 +162,7 @@ class Protocol(Spec):
     source: tuple[str, ...] = Field(min_length=1, description="repository:path or paper section of each choice")
     suffix: str
     batch: int = Field(gt=0, description="images that go through the judge together; bounds memory, not the value")
+    sets: Sets
     images: ImageRules
     judge: Judge
     metrics: tuple[str, ...] = Field(description="what `vqbench evaluate` computes where --metrics is not given")

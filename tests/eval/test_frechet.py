@@ -21,6 +21,7 @@ from vqbench.eval.feature_set import FeatureSet
 from vqbench.eval.fid import Fid
 from vqbench.eval.fid_infinity import FidInfinity
 from vqbench.eval.frechet import Frechet, Subsets, frechet_distance
+from vqbench.eval.intervals import groups_of
 from vqbench.eval.moments import Gaussian, gaussian_of
 from vqbench.eval.protocols import Extrapolation
 from vqbench.eval.sfid import Sfid
@@ -159,7 +160,7 @@ def test_fid_with_its_interval_and_any_kind_of_reference() -> None:
     found = Fid("rfid").compute(pooled(x), pooled(y))["rfid"]
     assert found.value == pytest.approx(by_sqrtm(gaussian_of(x), gaussian_of(y)), rel=1e-8)
     assert Fid().compute(pooled(x), moments(y))["fid"] == pytest.approx(found, rel=1e-9)
-    without = [by_sqrtm(gaussian_of(x[np.arange(120) % 10 != g]), gaussian_of(y)) for g in range(10)]
+    without = [by_sqrtm(gaussian_of(x[groups_of(np.arange(120)) != g]), gaussian_of(y)) for g in range(10)]
     half = stats.t.ppf(0.975, 9) * np.std(without) * 3  # sqrt((10 - 1) / 10 * 10) = 3
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), rel=1e-6)
     assert found.n == 120

@@ -17,7 +17,8 @@ from vqbench.eval.protocols import Protocol, load_protocol
 from vqbench.eval.sources import Source, open_source
 from vqbench.eval.statistics_file import Reference
 
-ADM = load_protocol("adm")
+SHIPPED = load_protocol("adm")
+ADM = SHIPPED.model_copy(update={"sets": SHIPPED.sets.model_copy(update={"count": ENOUGH})})  # 50,000 take long to make
 IN_ORDER = load_protocol("llamagen-code")  # IS over chunks in the order of the samples
 UNCROPPED = load_protocol("clean-fid")
 GAUSSIAN = Gaussian(np.zeros(2), np.eye(2), 0)
@@ -187,3 +188,11 @@ def test_every_warning_is_one_sentence(tmp_path: Path) -> None:
     write(folder / "dog", np.stack([some(1)[0]] * 2), ".jpg", start=20)
     found = watch(opened(folder, IN_ORDER), opened(folder, IN_ORDER), ("fid", "is"), IN_ORDER)
     assert len(found) >= 6 and all("\n" not in w and not w.endswith(".") and len(w) < 300 for w in found)
+
+
+def test_another_count_than_the_protocols_is_named() -> None:
+    source = opened(many(ENOUGH + 1))
+    (warning,) = (w for w in watch(source, saved(50_000, source="x"), ("fid",), SHIPPED) if "published" in w)
+    assert "10,001 generated" in warning and "are of 50,000" in warning
+    free = watch(source, saved(50_000, source="x"), ("fid",), UNCROPPED)
+    assert not any("published" in w for w in free)
