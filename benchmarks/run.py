@@ -47,6 +47,7 @@ def _arguments() -> argparse.Namespace:
         "--only", type=lambda text: text.split(","), help=f"of {', '.join(CASES)}; prints, writes nothing"
     )
     parser.add_argument("--runs", type=int, default=3, help="runs of each side (default 3); ratios are of medians")
+    parser.add_argument("--confirm", type=int, default=1000, help="images a side of one larger run; 0: none")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that every case runs; writes nothing")
     args = parser.parse_args()
     for name in args.only or ():
@@ -57,7 +58,7 @@ def _arguments() -> argparse.Namespace:
 
 def _prepare(args: argparse.Namespace, folder: Path) -> Plan:
     """The plan, with what its cases read written below `folder`."""
-    plan, cases, size = Plan(folder, runs=args.runs), set(args.only or CASES), 64 if args.small else 256
+    plan, cases, size = Plan(folder, runs=args.runs, confirm=args.confirm), set(args.only or CASES), 64 if args.small else 256
     if args.small:
         plan = Plan(folder, images=12, confirm=0, files=16, runs=1, scale=64)
     places = [plan, *([plan_of(plan, plan.confirm)] if plan.confirm and "judged" in cases else [])]

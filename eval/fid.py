@@ -42,7 +42,8 @@ class Fid(SetMetric):
         value = distances(place >= 0)
         groups = range(GROUPS) if len(place) >= SMALLEST else ()
         without = [distances(place != group) for group in groups]
-        return {self.name: Estimate(value, *jackknife(value, without), len(place))}
+        low, high = jackknife(value, without)
+        return {self.name: Estimate(value, float(np.maximum(low, 0.0)), high, len(place))}  # NaN stays NaN
 
 
 def subsets(generated: FeatureSet, reference: FeatureSet, layer: Layer) -> Subsets:

@@ -91,7 +91,7 @@ def _keys(features: np.ndarray) -> list[bytes]:
     heads = [row.tobytes() for row in features[:, :16]]
     often = Counter(heads)
     return [
-        hashlib.blake2b(np.ascontiguousarray(row), digest_size=32).digest() if often[head] > 1 else head
+        hashlib.blake2b(row.tobytes(), digest_size=32).digest() if often[head] > 1 else head
         for head, row in zip(heads, features, strict=True)
     ]
 

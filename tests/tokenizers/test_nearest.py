@@ -84,6 +84,16 @@ def test_float64_differences_below_float32_decide() -> None:
     assert nearest_code(e, e).tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("scale", [3e18, 6e18, 1.2e19, 3e19, 1e20])
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_scores_that_overflow_in_part(scale: float, dim: int) -> None:
+    """Around float32's largest square some scores are finite, some infinite, and the lowest is not always the nearest."""
+    rng = torch.Generator().manual_seed(5)
+    for _ in range(40):
+        z, e = (torch.randn(n, dim, generator=rng) * scale for n in (60, 6))
+        assert torch.equal(nearest_code(z, e), brute_force(z, e))
+
+
 def test_autocast_and_low_matmul_precision_change_nothing() -> None:
     rng = torch.Generator().manual_seed(1)
     z, e = torch.randn(64, 16, generator=rng), torch.randn(500, 16, generator=rng)

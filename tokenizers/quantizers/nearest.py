@@ -23,6 +23,7 @@ _CODES_AT_ONCE = 16384  # codes that are centred together
 _BLOCK = 4096  # codes of one block of scores
 _VECTORS = 1024  # rows of one block on a CPU: 16 MiB of scores
 _GROUP = 128
+_SAFE = 1e38  # a third of float32's largest number
 _MEMORY_MB = {"cpu": 80, "cuda": 512}  # larger blocks keep a GPU busy
 
 
@@ -199,8 +200,9 @@ def _error_bound(lengths: Tensor, longest: Tensor, dim: int) -> Tensor:
     relative = 4 * ((dim + 9) * unit + 2 * _INPUT_ERROR[backend.matmul.fp32_precision])
     # numbers that underflow lose up to the smallest normal one, relative errors notwithstanding
     underflow = 8 * (dim + 1) * torch.finfo(torch.float32).tiny * (1 + longest + lengths)
-    bound: Tensor = relative * longest * (2 * lengths + longest) + underflow  # (M,)
-    return bound.float()
+    size = longest * (2 * lengths + longest)  # (M,), no score and no part of its sum is larger
+    # where a part may overflow, one code's -inf or inf says nothing of the others: all are compared again
+    return torch.where(size < _SAFE, relative * size + underflow, torch.inf).float()
 
 
 def _recheck(vectors: Tensor, codes: _Codes, limit: Tensor, plan: _Plan) -> Tensor:
