@@ -58,7 +58,11 @@ def _arguments() -> argparse.Namespace:
 
 def _prepare(args: argparse.Namespace, folder: Path) -> Plan:
     """The plan, with what its cases read written below `folder`."""
-    plan, cases, size = Plan(folder, runs=args.runs, confirm=args.confirm), set(args.only or CASES), 64 if args.small else 256
+    plan, cases, size = (
+        Plan(folder, runs=args.runs, confirm=args.confirm),
+        set(args.only or CASES),
+        64 if args.small else 256,
+    )
     if args.small:
         plan = Plan(folder, images=12, confirm=0, files=16, runs=1, scale=64)
     places = [plan, *([plan_of(plan, plan.confirm)] if plan.confirm and "judged" in cases else [])]
