@@ -79,7 +79,7 @@ def _page(rows: list[Row], plan: Plan, seconds: float) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     lines = [
         "# Speed and memory, measured", "",
-        f"Written by `make benchmark` on {_processor()}, {plan.threads} threads, fp32, no GPU, in {seconds / 60:.0f} minutes; "
+        f"Written by `{_command(plan)}` on {_processor()}, {plan.threads} threads, fp32, no GPU, in {seconds / 60:.0f} minutes; "
         f"Python {platform.python_version()}, {versions}. Both sides of a comparison run in turn; a ratio is that of the "
         f"medians of {plan.runs} runs, the range that of single runs. Judged rows: 256x256 PNG, random weights of "
         "Inception's shape on both sides, each side a process of its own, without imports.", "",
@@ -96,6 +96,14 @@ def _page(rows: list[Row], plan: Plan, seconds: float) -> str:
     wanted = [case for case in notes if case in short or notes[case].get("always")]
     lines += ["", "## Notes", *(f"- **{case}**: {' '.join(notes[case]['text'].split())}" for case in wanted)]
     return "\n".join(lines) + "\n"
+
+
+def _command(plan: Plan) -> str:
+    """What made the page: a shorter run than the default does not go by its name."""
+    usual = Plan(plan.folder)
+    if (plan.runs, plan.confirm, plan.images) == (usual.runs, usual.confirm, usual.images):
+        return "make benchmark"
+    return f"benchmarks/run.py --runs {plan.runs} --confirm {plan.confirm}"
 
 
 def _processor() -> str:
