@@ -72,7 +72,7 @@ def frechet(runs: int, scale: int) -> dict[str, Any]:
     d = 2048 // scale
     rng, mixing = np.random.default_rng(0), 1 / np.arange(1, d + 1) ** 0.7
     sets = [(rng.standard_normal((5 * d // 2, d)) * mixing * s).astype(np.float32) for s in (1, 1.1)]
-    a, b = (gaussian_of(x)._replace(rows=None) for x in sets)
+    a, b = (gaussian_of(x).by_moments() for x in sets)
     stats = [{"mu": g.mu, "sigma": g.sigma} for g in (a, b)]
 
     def scipys() -> float:

@@ -15,9 +15,6 @@ from PIL import Image
 from vqbench.data import load_photo
 from vqbench.seeds import numpy_rng
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from random_weights import write_inception
-
 PHOTOS = ("astronaut", "chelsea", "coffee", "china", "flower", "rocket")
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -64,6 +61,9 @@ def write_files(folder: Path, count: int, size: int) -> None:
 
 def write_weights(folder: Path) -> None:
     """Inception's and AlexNet's, where torch's hub cache has them, below `folder` (a TORCH_HOME)."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    from random_weights import write_inception  # with torchvision: a side that is measured does without
+
     cache = folder / "hub" / "checkpoints"
     cache.mkdir(parents=True, exist_ok=True)
     write_inception(cache / INCEPTION)

@@ -10,7 +10,6 @@ import numpy as np
 
 from vqbench.errors import SpecError
 from vqbench.eval.base import Metric
-from vqbench.eval.clip_score import ClipScore
 from vqbench.eval.judges import Judges
 from vqbench.eval.unique_ratio import UniqueRatio
 from vqbench.eval.usage import Usage
@@ -64,5 +63,7 @@ def open_extras(
     if "unique_ratio" in names:
         metrics.append(UniqueRatio())
     if "clip_score" in names:
+        from vqbench.eval.clip_score import ClipScore  # open_clip and torchvision take 220 MB
+
         metrics.append(ClipScore(judges.file(CLIP), device=judges.device))
     return Extras(metrics, ids, captions)

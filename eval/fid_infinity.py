@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from scipy import stats
 
 from vqbench.errors import SpecError
 from vqbench.eval.base import Estimate, Layer, SetMetric
 from vqbench.eval.feature_set import FeatureSet
 from vqbench.eval.fid import subsets
-from vqbench.eval.intervals import LEVEL, SMALLEST
+from vqbench.eval.intervals import SMALLEST, quantile
 from vqbench.eval.protocols import Extrapolation
 from vqbench.seeds import numpy_rng
 
@@ -39,9 +38,11 @@ class FidInfinity(SetMetric):
         Raises:
             SpecError: too few images for subsets of several sizes.
         """
+        from scipy import stats  # 50 MB
+
         sizes, distances = self.curve(generated, reference)
         line = stats.linregress(1 / sizes, distances)
-        half = float(stats.t.ppf(0.5 + LEVEL / 2, len(sizes) - 2)) * float(line.intercept_stderr)
+        half = quantile(len(sizes) - 2) * float(line.intercept_stderr)
         value = float(line.intercept)
         return {"fid_infinity": Estimate(value, value - half, value + half, int(sizes[-1]))}
 

@@ -42,7 +42,7 @@ class Frechet:
     @cached_property
     def factor(self) -> Tensor:
         """(d, r) with factor @ factor.T = sigma."""
-        if by_rows(self.known):
+        if self.known.singular:
             return centred_rows(self.known, self.device).T
         return _factor(self._tensor(self.known.sigma))
 
@@ -64,12 +64,12 @@ class Frechet:
         return max(0.0, float(shift @ shift) + self.trace + trace - 2 * cross)
 
     def _cross(self, other: Gaussian) -> float:
-        if by_rows(other):
+        if other.singular:
             return centred_nuclear(centred_rows(other, self.device) @ self.factor)
         sigma = self._tensor(other.sigma)
         gram = self.factor.T @ sigma @ self.factor  # (r, r)
         # Centred rows sum to zero: one eigenvalue is exactly 0, and computed it would only be noise.
-        return _root_sum(gram, by_rows(self.known), lambda: self.factor.T @ _factor(sigma))
+        return _root_sum(gram, self.known.singular, lambda: self.factor.T @ _factor(sigma))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(array, dtype=np.float64)).to(self.device)
@@ -123,11 +123,6 @@ def frechet_distance(a: Gaussian, b: Gaussian, device: str | torch.device = "cpu
     return Frechet(b, device)(a)
 
 
-def by_rows(gaussian: Gaussian) -> bool:
-    """Whether a covariance is singular and given by its images."""
-    return gaussian.rows is not None and gaussian.n <= len(gaussian.mu)
-
-
 def centred_rows(gaussian: Gaussian, device: str | torch.device) -> Tensor:
     """X (n, d) with X^T X = sigma."""
     assert gaussian.rows is not None
@@ -174,6 +169,10 @@ def _factor(sigma: Tensor) -> Tensor:
 
 
 def _trace(gaussian: Gaussian) -> float:
-    if not (np.isfinite(gaussian.mu).all() and np.isfinite(gaussian.sigma).all()):
+    spread = gaussian.rows if gaussian.singular else gaussian.sigma
+    assert spread is not None
+    if not (np.isfinite(gaussian.mu).all() and np.isfinite(spread).all()):
         raise ArtifactError("a mean or covariance is not finite; a statistics file is damaged, make it again")
-    return float(np.trace(gaussian.sigma))
+    if gaussian.singular:
+        return float(np.square(centred_rows(gaussian, "cpu").numpy()).sum())
+    return float(np.trace(spread))

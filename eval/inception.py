@@ -17,6 +17,7 @@ from vqbench.eval.judge_network import Found, JudgeNetwork, Weights
 
 CLASSES = 1008
 ORDER = ("64", "192", "spatial", "768", "2048")  # in which the trunk meets its layers
+PIECE = 1  # images that go through the stem together on a CPU: its maps are large, and one image's stay in cache
 SPATIAL = 7  # channels of sFID: openai/guided-diffusion:evaluations/evaluator.py, spatial[..., :7]
 
 
@@ -33,7 +34,7 @@ class InceptionV3(JudgeNetwork):
 
     layers = ("64", "192", "768", "2048", "logits_unbiased", "logits", "spatial")
     size = 299
-    chunk = 4  # 8 is 2% faster on two cores and takes 60 MB more
+    chunk = 8
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -56,30 +57,27 @@ class InceptionV3(JudgeNetwork):
         self.to_2048 = nn.Sequential(
             b.d("Mixed_7a", 768), b.e("Mixed_7b", 1280, average=True), b.e("Mixed_7c", 2048, average=False)
         )
-        self.fc_weight = nn.Buffer(weights.take("fc.weight", CLASSES, 2048))
-        self.fc_bias = nn.Buffer(weights.take("fc.bias", CLASSES))
+        self.fc_weight = nn.Buffer(weights.take("fc.weight", CLASSES, 2048).clone())
+        self.fc_bias = nn.Buffer(weights.take("fc.bias", CLASSES).clone())
         weights.end()
 
     def forward(self, levels: Tensor, wanted: Collection[str]) -> Found:
         """(B, 3, 299, 299) in [0, 255] -> the `wanted` layers; the trunk ends at the last of them."""
-        found = self._trunk(levels.sub(128).div_(128).contiguous(memory_format=torch.channels_last), wanted)
+        found = self._trunk(levels, wanted)
         if "logits_unbiased" in wanted:
             found["logits_unbiased"] = found["2048"] @ self.fc_weight.T  # (B, 1008)
         if "logits" in wanted:
             found["logits"] = F.linear(found["2048"], self.fc_weight, self.fc_bias)  # (B, 1008)
         return {name: found[name] for name in wanted}
 
-    def _trunk(self, x: Tensor, wanted: Collection[str]) -> Found:
+    def _trunk(self, levels: Tensor, wanted: Collection[str]) -> Found:
         """The `wanted` layers of the trunk; ``2048`` as well where logits are."""
-        found: Found = {}
         last = max(ORDER.index(name) if name in ORDER else len(ORDER) - 1 for name in wanted)
-        x = self.to_64(x)  # (B, 64, 73, 73)
-        if "64" in wanted:
-            found["64"] = x.mean((2, 3))
-        if last > ORDER.index("64"):
-            x = self.to_192(x)  # (B, 192, 35, 35)
-        if "192" in wanted:
-            found["192"] = x.mean((2, 3))
+        piece = PIECE if levels.device.type == "cpu" else len(levels)
+        stems = [self._stem(part, wanted, last) for part in levels.split(piece)]
+        found: Found = {name: torch.cat([stem[name] for stem in stems]) for name in stems[0]}
+        x = found.pop("map")  # (B, 192, 35, 35) where it is needed
+        del stems
         if last > ORDER.index("192"):
             branches = self.mixed_6d.branches(self.to_6d(x))  # each (B, C, 17, 17)
             if "spatial" in wanted:
@@ -87,6 +85,19 @@ class InceptionV3(JudgeNetwork):
             if last > ORDER.index("spatial"):
                 found |= self._end(torch.cat(branches, dim=1), wanted, last)
         return found
+
+    def _stem(self, levels: Tensor, wanted: Collection[str], last: int) -> Found:
+        """``map``, what the blocks read, and the `wanted` layers before them."""
+        found: Found = {}
+        x = levels.sub(128).div_(128).contiguous(memory_format=torch.channels_last)
+        x = self.to_64(x)  # (B, 64, 73, 73)
+        if "64" in wanted:
+            found["64"] = x.mean((2, 3))
+        if last > ORDER.index("64"):
+            x = self.to_192(x)  # (B, 192, 35, 35)
+        if "192" in wanted:
+            found["192"] = x.mean((2, 3))
+        return found | {"map": x}
 
     def _end(self, x: Tensor, wanted: Collection[str], last: int) -> Found:
         """From Mixed_6d's output (B, 768, 17, 17) on."""

@@ -20,17 +20,24 @@ from torch import Tensor, nn
 from vqbench.eval.judge_network import Weights
 
 EPSILON = 0.001  # of batch norm
+FEW = 32  # channels that are folded at once
 
 
-def folded(weights: Weights, name: str, inputs: int, outputs: int, kernel: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A convolution without bias and its batch norm as one weight and bias, folded in float64, given in float32."""
-    weight = weights.take(f"{name}.conv.weight", outputs, inputs, *kernel).double()
+def fold(weights: Weights, name: str, weight: Tensor, bias: Tensor) -> None:
+    """Write a convolution without bias and its batch norm as one float32 weight and bias, folded in float64.
+
+    A few channels at a time: the allocator keeps what whole copies in float64 would leave behind.
+    """
+    outputs = len(bias)
+    given = weights.take(f"{name}.conv.weight", *weight.shape)
     gamma, beta, mean, variance = (
         weights.take(f"{name}.bn.{part}", outputs).double()
         for part in ("weight", "bias", "running_mean", "running_var")
     )
     scale = gamma / (variance + EPSILON).sqrt()
-    return (weight * scale[:, None, None, None]).float(), (beta - mean * scale).float()
+    for to, rows, factors in zip(weight.split(FEW), given.split(FEW), scale.split(FEW), strict=True):
+        to.copy_(rows.double() * factors[:, None, None, None])
+    bias.copy_(beta - mean * scale)
 
 
 class Conv(nn.Module):
@@ -53,9 +60,12 @@ class Conv(nn.Module):
         bare: int = 0,
     ) -> None:
         super().__init__()
-        parts = [folded(weights, name, inputs, channels, kernel) for name, channels in outputs.items()]
-        self.weight = nn.Buffer(torch.cat([w for w, _ in parts]).contiguous(memory_format=torch.channels_last))
-        self.bias = nn.Buffer(torch.cat([b for _, b in parts]))
+        total = sum(outputs.values())
+        self.weight = nn.Buffer(torch.empty(total, inputs, *kernel, memory_format=torch.channels_last))
+        self.bias = nn.Buffer(torch.empty(total))
+        sizes = list(outputs.values())
+        for name, weight, bias in zip(outputs, self.weight.split(sizes), self.bias.split(sizes), strict=True):
+            fold(weights, name, weight, bias)
         self.stride, self.through = stride, len(self.bias) - bare
         self.padding = (0, 0) if valid or stride > 1 else (kernel[0] // 2, kernel[1] // 2)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri, stdtrit  # scipy.stats itself takes 50 MB
 
 from vqbench.eval.base import Estimate
 
@@ -41,15 +41,16 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     """Wilson score interval of a share in [0, 1]; NaN for no trial."""
     if count == 0:
         return NAN, NAN
-    found = stats.binomtest(hits, count).proportion_ci(LEVEL, method="wilson")
-    return float(found.low), float(found.high)
+    z2, share = float(ndtri(0.5 + LEVEL / 2)) ** 2 / count, hits / count
+    half = math.sqrt(z2 * (share * (1 - share) + z2 / 4))
+    return max(0.0, (share + z2 / 2 - half) / (1 + z2)), min(1.0, (share + z2 / 2 + half) / (1 + z2))
 
 
 def normal(mean: float, deviation: float, count: int) -> tuple[float, float]:
     """Mean plus and minus 1.96 standard errors; `deviation` is that of one image. NaN for fewer than two."""
     if count < 2:
         return NAN, NAN
-    half = float(stats.norm.ppf(0.5 + LEVEL / 2)) * deviation / math.sqrt(count)
+    half = float(ndtri(0.5 + LEVEL / 2)) * deviation / math.sqrt(count)
     return mean - half, mean + half
 
 
@@ -57,7 +58,7 @@ def student(values: Sequence[float]) -> tuple[float, float]:
     """Mean of independent values plus and minus Student's t times its standard error; NaN for fewer than two."""
     if len(values) < 2:
         return NAN, NAN
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * float(stats.sem(values))
+    half = quantile(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
@@ -70,8 +71,13 @@ def jackknife(value: float, without: Sequence[float]) -> tuple[float, float]:
     if groups < 2 or not np.isfinite(without).all():
         return NAN, NAN
     spread = math.sqrt((groups - 1) / groups * float(((np.array(without) - np.mean(without)) ** 2).sum()))
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, groups - 1)) * spread
+    half = quantile(groups - 1) * spread
     return value - half, value + half
+
+
+def quantile(freedom: int) -> float:
+    """Student's t that a 95% interval reaches, for so many degrees of freedom."""
+    return float(stdtrit(freedom, 0.5 + LEVEL / 2))
 
 
 def undefined(count: int) -> Estimate:

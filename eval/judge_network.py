@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
@@ -61,7 +62,8 @@ class Weights:
         self.path, self.kind = path, kind
         try:
             with warnings.catch_warnings(action="ignore"):  # of TorchScript, which is then refused
-                state = torch.load(path, map_location="cpu", weights_only=True)
+                # Mapped, the file's pages go when the network has its own copy; the format before 2020 cannot be.
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             raise self.refusal(f"it cannot be read: {_first_line(error)}") from None
         if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -69,7 +71,7 @@ class Weights:
         self.state: dict[str, Tensor] = state
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """The tensor of that name, checked, and no longer held."""
+        """The tensor of that name, checked; mapped from the file, so copy what is to be kept."""
         found = self.state.pop(name, None)
         if found is None or found.shape != shape:
             has = "is missing" if found is None else f"has shape {tuple(found.shape)}"
@@ -85,7 +87,7 @@ class Weights:
     def fill(self, module: nn.Module) -> None:
         """Load everything into a module that was built on the meta device."""
         try:
-            module.load_state_dict(self.state, assign=True)
+            module.load_state_dict({k: v.clone() for k, v in self.state.items()}, assign=True)
         except RuntimeError as error:
             raise self.refusal(_first_line(error, after=":")) from None
 

@@ -5,7 +5,8 @@ Letters: B images of a batch, n images of a set, d feature length.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,19 +17,37 @@ from vqbench.errors import ArtifactError
 HELD = 1024  # rows that moments wait for: a (d, d) product of few rows is mostly traffic
 
 
-class Gaussian(NamedTuple):
+@dataclass(frozen=True)
+class Gaussian:
     """What FID knows of a set of n images.
 
     Attributes:
         mu: (d,) float64 mean.
-        sigma: (d, d) float64 covariance, divided by n - 1.
-        rows: (n, d) features of all n images where they were kept; sigma is then theirs.
+        covariance: (d, d) float64, divided by n - 1; None: that of `rows`.
+        rows: (n, d) features of all n images where they were kept.
     """
 
     mu: np.ndarray
-    sigma: np.ndarray
+    covariance: np.ndarray | None
     n: int
     rows: np.ndarray | None = None
+
+    @cached_property
+    def sigma(self) -> np.ndarray:
+        """(d, d) float64. Of few images nothing may ever ask for it: it is not made before."""
+        if self.covariance is not None:
+            return self.covariance
+        assert self.rows is not None
+        return moments_of(self.rows, np.arange(len(self.rows))).covariance()
+
+    @property
+    def singular(self) -> bool:
+        """Whether the rows are known and too few for a covariance of full rank."""
+        return self.rows is not None and self.n <= len(self.mu)
+
+    def by_moments(self) -> Gaussian:
+        """The same without its rows."""
+        return Gaussian(self.mu, self.sigma, self.n)
 
 
 class Moments:
@@ -95,9 +114,18 @@ class Moments:
         """
         if self.count < 2:
             raise ArtifactError(f"a covariance needs at least 2 images, there are {self.count}; give more")
-        whole, rows = self.total(), None if self.added else torch.cat(self._held).cpu().numpy()
-        assert isinstance(whole.mean, Tensor) and isinstance(whole.scatter, Tensor)
-        return Gaussian(whole.mean.cpu().numpy(), (whole.scatter / (whole.added - 1)).cpu().numpy(), whole.added, rows)
+        if not self.added:
+            rows = torch.cat(self._held)
+            return Gaussian(rows.mean(0, dtype=torch.float64).cpu().numpy(), None, len(rows), rows.cpu().numpy())
+        whole = self.total()
+        assert isinstance(whole.mean, Tensor)
+        return Gaussian(whole.mean.cpu().numpy(), whole.covariance(), whole.added)
+
+    def covariance(self) -> np.ndarray:
+        """(d, d) float64, divided by n - 1."""
+        whole = self.total()
+        assert isinstance(whole.scatter, Tensor)
+        return (whole.scatter / (whole.added - 1)).cpu().numpy()
 
 
 def moments_of(rows: np.ndarray, chosen: np.ndarray) -> Moments:
@@ -110,7 +138,8 @@ def moments_of(rows: np.ndarray, chosen: np.ndarray) -> Moments:
 
 def gaussian_of(rows: np.ndarray) -> Gaussian:
     """The statistics of features (n, d)."""
-    return moments_of(rows, np.arange(len(rows))).gaussian()._replace(rows=rows)
+    found = moments_of(rows, np.arange(len(rows))).gaussian()
+    return Gaussian(found.mu, found.covariance, found.n, rows)
 
 
 def without(whole: Gaussian, part: Moments) -> Gaussian:

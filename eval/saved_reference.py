@@ -72,7 +72,9 @@ class Reference(FeatureSet):
             arrays = " and ".join(MOMENTS.get(layer, (f"statistics of '{layer}'",)))
             raise ArtifactError(f"{self.name} holds no {arrays}; {MEND}")
         found, kept = self._gaussians[layer], self._kept.get(layer)
-        return found._replace(rows=kept.matrix) if kept is not None and len(kept.matrix) == self.count else found
+        if kept is None or len(kept.matrix) != self.count:
+            return found
+        return Gaussian(found.mu, found.covariance, found.n, kept.matrix)
 
     def matrix(self, layer: Layer) -> np.ndarray:
         """Kept features (R, d) float32; of "manifold" those of "pooled" by default.

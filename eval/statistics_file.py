@@ -52,8 +52,8 @@ def save_statistics(path: Path, features: FeatureSet, meta: Mapping[str, Any]) -
 
 
 def _moments(layer: Layer, found: Gaussian) -> dict[str, np.ndarray]:
-    arrays = dict(zip(MOMENTS[layer], found[:2], strict=True))
-    return arrays | ({SINGULAR[layer]: found.rows} if found.rows is not None and found.n <= len(found.mu) else {})
+    arrays = dict(zip(MOMENTS[layer], (found.mu, found.sigma), strict=True))
+    return arrays | ({SINGULAR[layer]: found.rows} if found.rows is not None and found.singular else {})
 
 
 def is_statistics(what: object) -> bool:
@@ -86,10 +86,10 @@ def open_statistics(path: Path, expect: Mapping[str, Any]) -> Reference:
             raise ArtifactError(f"{path} was made under {key} {meta[key]}, this protocol's is {value}; {MEND}")
     count = _count(path) if "n" in held else 0
     gaussians = {layer: _gaussian(path, *names, count) for layer, names in MOMENTS.items() if held.issuperset(names)}
-    for layer in [layer for layer in gaussians if SINGULAR[layer] in held]:
-        gaussians[layer] = gaussians[layer]._replace(
-            rows=_matrix(path, SINGULAR[layer], (count, len(gaussians[layer].mu)))
-        )
+    for layer, found in gaussians.items():
+        if SINGULAR[layer] in held:
+            rows = _matrix(path, SINGULAR[layer], (count, len(found.mu)))
+            gaussians[layer] = Gaussian(found.mu, found.covariance, found.n, rows)
     width = {layer: len(gaussian.mu) for layer, gaussian in gaussians.items()}
     kept = {layer: _kept(path, *names, width.get(layer)) for layer, names in ROWS.items() if held.issuperset(names)}
     return Reference(str(path), count, gaussians, kept, meta, path if "arr_0" in held else None)
