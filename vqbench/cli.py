@@ -6,25 +6,33 @@ Snakemake's rules call these verbs, so a step by hand and a step in the DAG are 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from vqbench import __version__, cli_scoring
-from vqbench.errors import SpecError, UserError, nearest
+from vqbench.errors import Interrupted, SpecError, UserError, nearest
 from vqbench.papers import Bench, Key, bench, scales
 
 Verb = Callable[[argparse.Namespace], None]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. A user's mistake ends with one message and exit status 2, a failed run with 1; no traceback."""
+    """Entry point. A user's mistake ends with one message and exit status 2, a failed run with 1, one that a signal
+    stopped with 75 (its state is kept); no traceback."""
     args = _parser().parse_args(argv)
     try:
         args.run(args)
     except SpecError as error:
         _stop(str(error), 2)
+    except Interrupted as error:
+        from vqbench.notice import queue_again
+
+        print(f"vqbench: {error}", file=sys.stderr, flush=True)
+        queue_again()
+        sys.exit(os.EX_TEMPFAIL)
     except UserError as error:
         _stop(str(error), 1)
     except BrokenPipeError:
@@ -79,6 +87,9 @@ def _add_reading(verbs: argparse._SubParsersAction) -> None:  # type: ignore[typ
     plan.add_argument("--tflops", type=float, default=150.0, help="sustained TFLOP/s of a GPU in bf16 (assumed: 150)")
     plan.add_argument("--tflops-fp32", type=float, default=15.0, help="the same in fp32 without TF32 (assumed: 15)")
     _scaled(plan)
+    counted = _verb(verbs, "estimate", _estimate, "Count every run's operations, once, for the run times that jobs ask for.",
+                    "estimate --scale demo")  # fmt: skip
+    _scaled(counted)
     doctor = _verb(
         verbs, "doctor", _doctor, "What this machine lacks for a target, with the mend.", "doctor results/table2.csv"
     )
@@ -98,6 +109,12 @@ def _plan(args: argparse.Namespace) -> None:
 
     found, keys = _target(args)
     print(plan(found, keys, Path.cwd(), args.tflops, args.tflops_fp32))
+
+
+def _estimate(args: argparse.Namespace) -> None:
+    from vqbench.plan import record
+
+    print(record(bench(args.scale)))
 
 
 def _target(args: argparse.Namespace) -> tuple[Bench, list[Key]]:

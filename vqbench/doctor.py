@@ -10,10 +10,8 @@ from pathlib import Path
 from vqbench.data import check_dataset, load_photo, scan_folder
 from vqbench.errors import MissingWeights, SpecError, UserError, nearest
 from vqbench.papers import Bench, Key
-from vqbench.plan import estimate
+from vqbench.plan import ESTIMATED, estimate
 from vqbench.weights import check_weights, locate
-
-ESTIMATED = ("tokenizer", "generator", "samples", "tokens", "reconstruction")
 
 
 def examine(found: Bench, keys: list[Key], base: Path) -> tuple[str, bool]:
