@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vqbench import __version__, cli_scoring
 from vqbench.errors import Interrupted, SpecError, UserError, nearest
-from vqbench.papers import Bench, Key, bench, scales
+from vqbench.papers import Bench, Key, bench, scales, score_keys
 
 Verb = Callable[[argparse.Namespace], None]
 
@@ -95,6 +95,9 @@ def _add_reading(verbs: argparse._SubParsersAction) -> None:  # type: ignore[typ
     )
     doctor.add_argument("target", nargs="?", help="a table's or figure's path, a paper, or a run's id")
     doctor.add_argument("--dataset", help="decode every image of one data set and name what is broken")
+    doctor.add_argument(
+        "--profile", choices=["slurm"], default="", help="look at the cluster instead of this machine's GPU"
+    )
     _scaled(doctor)
 
 
@@ -126,12 +129,13 @@ def _target(args: argparse.Namespace) -> tuple[Bench, list[Key]]:
 def _doctor(args: argparse.Namespace) -> None:
     from vqbench.doctor import examine, examine_dataset
 
-    if not args.target and not args.dataset:
-        raise SpecError("doctor needs a target (e.g. results/table2.csv) or --dataset NAME")
+    if not args.target and not args.dataset and not args.profile:
+        raise SpecError("doctor needs a target (e.g. results/table2.csv), --dataset NAME or --profile slurm")
     if args.dataset:
         print(examine_dataset(bench(args.scale), args.dataset))
-    if args.target:
-        report, healthy = examine(*_target(args), Path.cwd())
+    if args.target or args.profile:
+        found, keys = _target(args) if args.target else (bench(args.scale), score_keys(bench(args.scale)))
+        report, healthy = examine(found, keys, Path.cwd(), args.profile)
         print(report)
         if not healthy:
             sys.exit(1)
@@ -248,7 +252,6 @@ def _figure(args: argparse.Namespace) -> None:
 
 def _scores(args: argparse.Namespace) -> None:
     from vqbench.eval.scoreboard import write_scores
-    from vqbench.papers import score_keys
 
     found = bench(args.scale)
     write_scores(found, Path.cwd(), score_keys(found))
@@ -258,7 +261,6 @@ def _scores(args: argparse.Namespace) -> None:
 def _settle(args: argparse.Namespace) -> None:
     from vqbench.eval.scoreboard import scores_path, write_scores
     from vqbench.eval.tables import check_tables, write_table
-    from vqbench.papers import score_keys
 
     found, base = bench(args.scale), Path.cwd()
     check_tables(found, base)

@@ -44,7 +44,9 @@ class Notice:
 
     def stopped(self, where: str) -> Interrupted:
         """The error that ends a loop whose state is saved."""
-        return Interrupted(f"stopped by {self._name} at {where}; its state is kept: the same command goes on from there")
+        return Interrupted(
+            f"stopped by {self._name} at {where}; its state is kept: the same command goes on from there"
+        )
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
         self.given, self._name = True, signal.Signals(number).name

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from vqbench.artifacts import describe, read_json, verify, write_json
 from vqbench.closure import code_digest
@@ -139,16 +139,21 @@ def run_step(kind: str, name: str, scale: str, expect: str | None = None, base: 
         return _locked(job)
 
 
-def _held(job: Job) -> AcquireReturnProxy:
+@contextlib.contextmanager
+def _held(job: Job) -> Iterator[None]:
     """The step's lock. A job on a cluster waits for it: the other may be left from a node or a Snakemake that died."""
     lock, busy = FileLock(job.store / ".lock"), f"{'/'.join(job.key)} is being made by another process right now"
     try:
-        return lock.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         if "SLURM_JOB_ID" not in os.environ:
             raise ArtifactError(f"{busy}; wait for it to end") from None
-    print(f"vqbench: {busy}; waiting for it to end", file=sys.stderr, flush=True)
-    return lock.acquire()
+        print(f"vqbench: {busy}; waiting for it to end", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def accept(key: Key, scale: str, reason: str, base: Path | None = None) -> str:

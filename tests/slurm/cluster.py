@@ -10,6 +10,7 @@ used or changed: key, sockets, ports, spool and logs are the folder's own, so tw
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import shlex
@@ -62,6 +63,7 @@ class Cluster:
 
     def __init__(self, folder: Path, nodes: int = 2, cpus: int = 16, memory: int = 64000, gpus: int = 2) -> None:
         self.folder, self.nodes, self.cpus, self.memory, self.gpus = folder.resolve(), nodes, cpus, memory, gpus
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
         self.conf = self.folder / "slurm.conf"
         self.env = {"SLURM_CONF": str(self.conf), "PATH": f"{self.folder}/bin:{os.environ['PATH']}:{SBIN}"}
 
@@ -76,7 +78,9 @@ class Cluster:
         self._wait("slurmctld", lambda: self._answers("scontrol", "ping"))
         for n in range(1, self.nodes + 1):
             self.start_node(n)
-        self._wait("every node", lambda: self.output("sinfo", "-hN", "-p", "cpu", "-o", "%T").split() == ["idle"] * self.nodes)
+        self._wait(
+            "every node", lambda: self.output("sinfo", "-hN", "-p", "cpu", "-o", "%T").split() == ["idle"] * self.nodes
+        )
         self._clients()
         return self
 
@@ -89,12 +93,27 @@ class Cluster:
                 time.sleep(0.2)
         for pid_file in sorted((self.folder / "run").glob("*.pid"), reverse=True):  # munged last
             self.stop(pid_file.stem)
+        for pid in self._left():
+            os.kill(pid, signal.SIGKILL)
+
+    def _left(self) -> list[int]:
+        """What a slurmd that was killed left behind: processes of jobs, known by the slurm.conf that they were given.
+        Not the shell of who sourced env.sh: that one has no job."""
+        mine = f"SLURM_CONF={self.conf}".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # gone meanwhile, or another user's
+                variables = path.read_bytes().split(b"\0")
+                if mine in variables and any(v.startswith(b"SLURM_JOB_ID=") for v in variables):
+                    found.append(int(path.parent.name))
+        return found
 
     def start(self, name: str, *command: str) -> None:
         """Start a daemon in its own session, its pid kept under `name`."""
         with (self.folder / "log" / f"{name}.out").open("ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                                        env={**os.environ, **self.env})  # fmt: skip
+        self._children[name] = process
         (self.folder / "run" / f"{name}.pid").write_text(f"{process.pid} {_started(process.pid)}")
 
     def start_node(self, number: int) -> None:
@@ -113,6 +132,8 @@ class Cluster:
                 os.kill(int(pid), one)
             while _started(int(pid)) == began and time.monotonic() < deadline:
                 time.sleep(0.05)
+        if name in self._children:
+            self._children.pop(name).wait()
 
     def output(self, *command: str) -> str:
         """What a Slurm command prints here; empty where it fails."""
@@ -172,7 +193,9 @@ class Cluster:
             path.write_text(f'#!/bin/sh\nSLURM_CONF={shlex.quote(str(self.conf))} exec /usr/bin/{name} "$@"\n')
             path.chmod(0o755)
         own = f"{self.folder}/bin"
-        (self.folder / "env.sh").write_text(f"export SLURM_CONF={shlex.quote(str(self.conf))} PATH={shlex.quote(own)}:$PATH\n")
+        (self.folder / "env.sh").write_text(
+            f"export SLURM_CONF={shlex.quote(str(self.conf))} PATH={shlex.quote(own)}:$PATH\n"
+        )
 
 
 def _started(pid: int) -> str:
