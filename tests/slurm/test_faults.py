@@ -24,12 +24,14 @@ from helpers import environment
 pytestmark = pytest.mark.slurm
 STEPS = 1500  # two minutes: longer than a slice, whose notice comes after one (see the runtime below)
 TARGET = "results/tiny/tokenizers/cq-k1024/manifest.json"
+LOG = "results/tiny/logs/tokenizers/cq-k1024.log"
 OUTPUTS = ("model.safetensors", "losses.csv", "finished.json")
 
 
 def long_training(ran: Path, folder: Path) -> Path:
     """A copy of a clone whose one tokenizer is to be trained for STEPS steps, in slices of two minutes."""
     shutil.copytree(ran, folder, symlinks=True)
+    (folder / LOG).unlink()
     path = folder / "workflow" / "scales" / "tiny.yaml"
     scale = yaml.safe_load(path.read_text())
     scale["tokenizers"]["training"] |= {"steps": STEPS, "checkpoint_every": STEPS}  # only a notice saves in between
@@ -60,13 +62,25 @@ class Watched:
         self.job = re.findall(r"SLURM jobid (\d+)", self.log.read_text())[0]
 
     def told(self, name: str) -> str:
-        return re.findall(rf"{name}=(\S+)", self.cluster.output("scontrol", "show", "job", self.job))[0]
+        return re.findall(rf"\b{name}=(\S+)", self.cluster.output("scontrol", "show", "job", self.job))[0]
 
     def trains(self, restarts: int) -> None:
-        """Wait until the job is in its loop (again): its log, which each start begins anew, shows a bar."""
-        log = self.folder / "results/tiny/logs/tokenizers/cq-k1024.log"
+        """Wait until the job is in its loop (again), by its log, which each start begins anew."""
         until(f"training after {restarts} restarts", lambda: self.told("Restarts") == str(restarts)
-              and self.told("JobState") == "RUNNING" and log.is_file() and "step/s" in log.read_text())  # fmt: skip
+              and self.told("JobState") == "RUNNING" and self._shows_a_bar())  # fmt: skip
+
+    def _shows_a_bar(self) -> bool:
+        log = self.folder / LOG
+        text = log.read_text() if log.is_file() else ""
+        return "step/s" in text and "stopped by" not in text
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:  # the test failed: a Snakemake whose cluster is gone would wait for ever
+            self.process.kill()
+            self.process.wait()
 
     def ends(self) -> int:
         return self.process.wait(timeout=240)
@@ -96,41 +110,43 @@ def calm(ran: tuple[Path, object], tmp_path: Path) -> Iterator[tuple[Path, subpr
     process.wait()
 
 
+def stopped_on_its_way(cluster: Cluster, folder: Path, job: Watched) -> None:
+    """One job: preemption's signal, then the end of a slice, then the death of its node's daemon."""
+    before = saved(folder)[-1]
+    job.trains(0)
+    cluster.output("scancel", "--signal=TERM", job.job)
+    until("it to be queued again", lambda: job.told("Restarts") == "1")
+    assert (signalled := saved(folder)[-1]) > before
+
+    job.trains(1)
+    until("the end of a slice", lambda: job.told("Restarts") == "2")
+    assert saved(folder)[-1] > signalled
+
+    # Slurm queues the job again; what the node still does ends first, and is what counts
+    job.trains(2)
+    node = job.told("NodeList")
+    cluster.stop(f"slurmd.{node}", signal.SIGKILL)
+    assert job.ends() == 0, job.log.read_text()[-3000:]
+    cluster.start_node(int(node.removeprefix("node")))
+
+
 def test_a_run_that_is_cancelled_signalled_sliced_and_loses_its_node(
     cluster: Cluster, ran: tuple[Path, object], calm: tuple[Path, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     folder = long_training(ran[0], tmp_path / "disturbed")
 
     # its user cancels it: no job comes back by itself, and nothing is lost
-    first = Watched(cluster, folder)
-    first.trains(0)
-    cluster.output("scancel", first.job)
-    assert first.ends() == 1
+    with Watched(cluster, folder) as first:
+        first.trains(0)
+        cluster.output("scancel", first.job)
+        assert first.ends() == 1
     assert cluster.finished()[first.job]["JobState"] == "CANCELLED" and first.told("Restarts") == "0"
-    cancelled_at = saved(folder)[-1]
-    assert cancelled_at > 0
+    assert saved(folder)[-1] > 0
 
-    # the next call goes on; then preemption's signal: queued again under the same id
-    job = Watched(cluster, folder)
-    job.trains(0)
-    cluster.output("scancel", "--signal=TERM", job.job)
-    until("it to be queued again", lambda: job.told("Restarts") == "1")
-    signalled_at = saved(folder)[-1]
-    assert signalled_at > cancelled_at
-
-    # the time limit: Slurm gives notice before, and the next slice goes on
-    job.trains(1)
-    until("the end of a slice", lambda: job.told("Restarts") == "2")
-    sliced_at = saved(folder)[-1]
-    assert sliced_at > signalled_at
-
-    # the node's daemon dies: Slurm queues the job again; what the node still does ends first, and is what counts
-    job.trains(2)
-    node = job.told("NodeList")
-    cluster.stop(f"slurmd.{node}", signal.SIGKILL)
-    assert job.ends() == 0, job.log.read_text()[-3000:]
-    assert job.told("Restarts") == "3" and job.told("JobState") == "COMPLETED"
-    cluster.start_node(int(node.removeprefix("node")))
+    # the next call goes on
+    with Watched(cluster, folder) as job:
+        stopped_on_its_way(cluster, folder, job)
+        assert job.told("Restarts") == "3" and job.told("JobState") == "COMPLETED"
 
     assert calm[1].wait(timeout=120) == 0, (calm[0] / "calm.log").read_text()[-2000:]
     assert made(folder) == made(calm[0])

@@ -96,6 +96,10 @@ def asked(kind):
     return {what: amount(what) for what in ASKED}
 
 
+# What a job that only writes tables or draws asks for.
+drawn = user_errors(small)
+
+
 def threads_of(wc):
     return bench_of(wc.root).overlay.threads
 

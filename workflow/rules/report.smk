@@ -22,7 +22,7 @@ rule table:
     conda:
         "../../environment.yml"
     resources:
-        **small(),
+        **drawn(),
     params:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).table_digest(table_of(wc)),
@@ -64,7 +64,7 @@ rule figure:
     conda:
         "../../environment.yml"
     resources:
-        **small(mem_mb=2000, runtime=30),
+        **drawn(mem_mb=2000, runtime=30),
     params:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).figure_digest(f"{wc.paper}/{wc.figure}"),
@@ -93,7 +93,7 @@ rule scores:
     conda:
         "../../environment.yml"
     resources:
-        **small(),
+        **drawn(),
     params:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).scores_digest(),
