@@ -9,7 +9,7 @@ DEMO := results/demo
 DEMO_TABLES := $(DEMO)/table2.csv $(DEMO)/table6a.csv $(DEMO)/table6b.csv
 DEMO_FIGURES := $(foreach f,fig1 fig3 fig4 reconstructions losses,$(DEMO)/cq/figures/$(f).pdf)
 
-.PHONY: setup demo test test-full test-demo benchmark lint format clean
+.PHONY: setup demo test test-full test-demo test-slurm benchmark lint format clean
 
 setup: $(STAMP)
 
@@ -29,7 +29,7 @@ demo: setup
 	@cat $(DEMO)/table6b.md
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not demo"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not demo and not slurm"
 
 # Full-size models, one optimizer step each, and the real judges' architectures on random weights.
 test-full: setup
@@ -38,6 +38,10 @@ test-full: setup
 # What `make demo` learned: reads results/demo.
 test-demo: setup
 	$(BIN)/python -m pytest -m demo
+
+# On a real Slurm, of plain processes (tests/slurm/cluster.py); installs it by apt where it is missing. Under 10 minutes.
+test-slurm: setup
+	$(BIN)/python -m pytest -m slurm
 
 # Every claim about speed and memory, against the libraries; writes docs/performance.md. Under 40 minutes on 2 idle cores.
 benchmark: setup

@@ -22,6 +22,7 @@ from vqbench.artifacts import describe, read_json, verify, write_atomic, write_j
 from vqbench.data import to_uint8
 from vqbench.errors import ArtifactError, Diverged
 from vqbench.generators.base import Generator, build_generator, open_generator
+from vqbench.notice import Notice
 from vqbench.progress import Progress
 from vqbench.seeds import torch_rng
 from vqbench.specs import SampleSpec
@@ -80,6 +81,9 @@ def make_blocks(job: Job, blocks: Iterable[int]) -> None:
     Args:
         job: a job of kind "samples"; shards go to ``job.state``.
         blocks: block numbers in [0, num_blocks).
+
+    Raises:
+        Interrupted: a signal asked to stop; the block was ended and saved.
     """
     blocks = list(blocks)
     missing = [b for b in blocks if read_shard(job, b) is None]
@@ -90,9 +94,12 @@ def make_blocks(job: Job, blocks: Iterable[int]) -> None:
     done = sum(images.values()) - sum(images[b] for b in missing)
     progress = Progress(sum(images.values()), f"samples {job.key[1]}", "images", start=done)
     models = open_models(job)
-    for block in missing:
-        write_npz(shard_path(job, block), **make_block(job.spec, models, block))
-        progress.update(images[block])
+    with Notice() as notice:
+        for block in missing:
+            write_npz(shard_path(job, block), **make_block(job.spec, models, block))
+            progress.update(images[block])
+            if notice.given and block != missing[-1]:
+                raise notice.stopped(f"block {block}")
 
 
 def open_models(job: Job) -> Models:

@@ -39,9 +39,16 @@ def copy_clone(target: Path) -> Path:
 
 def run_in(folder: Path, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a clone, whose own vqbench is the one that is imported."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", **env}
-    environment.pop("PYTEST_CURRENT_TEST", None)
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=560)
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=environment(folder, **env), timeout=560
+    )
+
+
+def environment(folder: Path, **env: str) -> dict[str, str]:
+    """The variables of a command in a clone."""
+    found = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", **env}
+    found.pop("PYTEST_CURRENT_TEST", None)
+    return found
 
 
 def vqbench(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -6,25 +6,33 @@ Snakemake's rules call these verbs, so a step by hand and a step in the DAG are 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from vqbench import __version__, cli_scoring
-from vqbench.errors import SpecError, UserError, nearest
-from vqbench.papers import Bench, Key, bench, scales
+from vqbench.errors import Interrupted, SpecError, UserError, nearest
+from vqbench.papers import Bench, Key, bench, scales, score_keys
 
 Verb = Callable[[argparse.Namespace], None]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. A user's mistake ends with one message and exit status 2, a failed run with 1; no traceback."""
+    """Entry point. A user's mistake ends with one message and exit status 2, a failed run with 1, one that a signal
+    stopped with 75 (its state is kept); no traceback."""
     args = _parser().parse_args(argv)
     try:
         args.run(args)
     except SpecError as error:
         _stop(str(error), 2)
+    except Interrupted as error:
+        from vqbench.notice import queue_again
+
+        print(f"vqbench: {error}", file=sys.stderr, flush=True)
+        queue_again()
+        sys.exit(os.EX_TEMPFAIL)
     except UserError as error:
         _stop(str(error), 1)
     except BrokenPipeError:
@@ -79,11 +87,17 @@ def _add_reading(verbs: argparse._SubParsersAction) -> None:  # type: ignore[typ
     plan.add_argument("--tflops", type=float, default=150.0, help="sustained TFLOP/s of a GPU in bf16 (assumed: 150)")
     plan.add_argument("--tflops-fp32", type=float, default=15.0, help="the same in fp32 without TF32 (assumed: 15)")
     _scaled(plan)
+    counted = _verb(verbs, "estimate", _estimate, "Count every run's operations, once, for the run times that jobs ask for.",
+                    "estimate --scale demo")  # fmt: skip
+    _scaled(counted)
     doctor = _verb(
         verbs, "doctor", _doctor, "What this machine lacks for a target, with the mend.", "doctor results/table2.csv"
     )
     doctor.add_argument("target", nargs="?", help="a table's or figure's path, a paper, or a run's id")
     doctor.add_argument("--dataset", help="decode every image of one data set and name what is broken")
+    doctor.add_argument(
+        "--profile", choices=["slurm"], default="", help="look at the cluster instead of this machine's GPU"
+    )
     _scaled(doctor)
 
 
@@ -100,6 +114,12 @@ def _plan(args: argparse.Namespace) -> None:
     print(plan(found, keys, Path.cwd(), args.tflops, args.tflops_fp32))
 
 
+def _estimate(args: argparse.Namespace) -> None:
+    from vqbench.plan import record
+
+    print(record(bench(args.scale)))
+
+
 def _target(args: argparse.Namespace) -> tuple[Bench, list[Key]]:
     from vqbench.plan import target_keys
 
@@ -109,12 +129,13 @@ def _target(args: argparse.Namespace) -> tuple[Bench, list[Key]]:
 def _doctor(args: argparse.Namespace) -> None:
     from vqbench.doctor import examine, examine_dataset
 
-    if not args.target and not args.dataset:
-        raise SpecError("doctor needs a target (e.g. results/table2.csv) or --dataset NAME")
+    if not args.target and not args.dataset and not args.profile:
+        raise SpecError("doctor needs a target (e.g. results/table2.csv), --dataset NAME or --profile slurm")
     if args.dataset:
         print(examine_dataset(bench(args.scale), args.dataset))
-    if args.target:
-        report, healthy = examine(*_target(args), Path.cwd())
+    if args.target or args.profile:
+        found, keys = _target(args) if args.target else (bench(args.scale), score_keys(bench(args.scale)))
+        report, healthy = examine(found, keys, Path.cwd(), args.profile)
         print(report)
         if not healthy:
             sys.exit(1)
@@ -231,7 +252,6 @@ def _figure(args: argparse.Namespace) -> None:
 
 def _scores(args: argparse.Namespace) -> None:
     from vqbench.eval.scoreboard import write_scores
-    from vqbench.papers import score_keys
 
     found = bench(args.scale)
     write_scores(found, Path.cwd(), score_keys(found))
@@ -241,7 +261,6 @@ def _scores(args: argparse.Namespace) -> None:
 def _settle(args: argparse.Namespace) -> None:
     from vqbench.eval.scoreboard import scores_path, write_scores
     from vqbench.eval.tables import check_tables, write_table
-    from vqbench.papers import score_keys
 
     found, base = bench(args.scale), Path.cwd()
     check_tables(found, base)

@@ -10,17 +10,17 @@ from pathlib import Path
 from vqbench.data import check_dataset, load_photo, scan_folder
 from vqbench.errors import MissingWeights, SpecError, UserError, nearest
 from vqbench.papers import Bench, Key
-from vqbench.plan import estimate
+from vqbench.plan import ESTIMATED, estimate
+from vqbench.slurm import examine_slurm
 from vqbench.weights import check_weights, locate
 
-ESTIMATED = ("tokenizer", "generator", "samples", "tokens", "reconstruction")
 
-
-def examine(found: Bench, keys: list[Key], base: Path) -> tuple[str, bool]:
-    """(report, whether nothing is lacking) for a target: data sets, weights, GPU, disk."""
+def examine(found: Bench, keys: list[Key], base: Path, profile: str = "") -> tuple[str, bool]:
+    """(report, whether nothing is lacking) for a target: data sets, weights, GPU (or the cluster of "slurm"), disk."""
     needed = found.with_upstream(keys)
     lines, healthy = [], True
-    for good, text in (*_datasets(found, needed), *_weights(found, needed), *_gpu(found), *_disk(found, needed, base)):
+    place = examine_slurm(found, needed) if profile else _gpu(found)
+    for good, text in (*_datasets(found, needed), *_weights(found, needed), *place, *_disk(found, needed, base)):
         lines.append(f"{'ok  ' if good else 'LACK'}  {text}")
         healthy = healthy and good
     return "\n".join(lines), healthy

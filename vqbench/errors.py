@@ -34,6 +34,10 @@ class Diverged(UserError):
     """A loss that became NaN or infinite; names the term and the last good checkpoint."""
 
 
+class Interrupted(UserError):
+    """A signal asked the step to stop; its state is saved. No failure: the same command goes on from there."""
+
+
 class OutOfMemory(UserError):
     """The machine or the GPU had too little memory for a step."""
 

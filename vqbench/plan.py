@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from vqbench.artifacts import write_json
+from vqbench.cluster import estimates_path, hours_of
 from vqbench.errors import SpecError, nearest
 from vqbench.papers import Bench, Key, bench, scale_of, score_keys
-from vqbench.specs import GeneratorSpec, SampleSpec, TokenizerSpec
+from vqbench.specs import GeneratorSpec, SampleSpec, TokenizerSpec, digest_of
 
 # Copies of the weights on disk while training: the result, and two checkpoints of weights, EMA and Adam's two moments.
 PEAK = 9
+ESTIMATED = ("tokenizer", "generator", "samples", "tokens", "reconstruction")
 WHAT = ("tokenizers", "generators", "samples", "tables", "figures")
 
 
@@ -80,20 +84,27 @@ def plan(found: Bench, keys: list[Key], base: Path, tflops: float, tflops_fp32: 
     lines = [f"{'run':34} {'state':9} {'images seen':>14} {'GPU-hours':>10} {'disk GB':>8}"]
     sums = [0.0, 0.0]
     for key in found.with_upstream(keys):
-        if key[0] not in ("tokenizer", "generator", "samples", "tokens", "reconstruction"):
+        if key[0] not in ESTIMATED:
             continue
         seen, flops, size = estimate(found, key)
         state = (
             "done" if found.is_current(key, base) else "outdated" if (base / found.manifest(key)).exists() else "to do"
         )
-        half = getattr(getattr(found.step(key).spec, "training", None), "precision", "fp32") == "bf16"
-        hours = flops / ((tflops if half else tflops_fp32) * 1e12) / 3600
+        hours = hours_of(found, key, flops, tflops, tflops_fp32)
         if state != "done":
             sums = [sums[0] + hours, sums[1] + size / 1e9]
         lines.append(f"{'/'.join(key):34} {state:9} {seen:14,} {hours:10.1f} {size / 1e9:8.2f}")
     rates = f"{tflops:g} sustained TFLOP/s a GPU in bf16, {tflops_fp32:g} in fp32"
     lines.append(f"to do: about {sums[0]:,.0f} GPU-hours and {sums[1]:,.1f} GB, estimated at {rates}")
     return "\n".join(lines)
+
+
+def record(found: Bench) -> Path:
+    """Write the operations of every step of a scale, with the digest of its spec, for the jobs' run times."""
+    keys = [k for k in found.with_upstream(score_keys(found)) if k[0] in ESTIMATED]
+    found_now = {"/".join(k): {"spec": digest_of(found.step(k).spec), "flops": estimate(found, k)[1]} for k in keys}
+    write_json(estimates_path(found), found_now)
+    return estimates_path(found)
 
 
 def estimate(found: Bench, key: Key) -> tuple[int, float, float]:
@@ -144,11 +155,17 @@ def generator_counts(spec: GeneratorSpec) -> tuple[int, int]:
 
 def _tokenizer_flops(spec: TokenizerSpec) -> tuple[float, float, float]:
     """(forward FLOPs of the tokenizer an image, of its discriminator, bytes of its weights), on the meta device."""
+    return _counted(spec.model_dump_json())
+
+
+@lru_cache(maxsize=256)
+def _counted(as_json: str) -> tuple[float, float, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from vqbench.rooms import load
 
+    spec = TokenizerSpec.model_validate_json(as_json)  # as text it can be remembered: its mappings cannot be hashed
     with torch.device("meta"):
         model, image = load("tokenizers", spec.family).build(spec), torch.empty(1, 3, spec.resolution, spec.resolution)
         with FlopCounterMode(display=False) as counter:

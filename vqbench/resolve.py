@@ -43,7 +43,7 @@ class Overlay:
         self.roles: dict[str, str] = data["roles"]
         self.threads: int = data.get("threads", 1)
         self.tokens: dict[str, Any] = data.get("tokens", {})
-        self.resources: dict[str, dict[str, int]] = data.get("resources") or {}
+        self.resources: dict[str, dict[str, Any]] = data.get("resources") or {}
         self._datasets: dict[str, str] = data.get("datasets") or {}
         self._kinds: dict[str, dict[str, Any]] = {k: data.get(k) or {} for k in ("tokenizers", "generators", "samples")}
 

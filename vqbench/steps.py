@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from vqbench.artifacts import describe, read_json, verify, write_json
 from vqbench.closure import code_digest
-from vqbench.errors import ArtifactError, OutOfMemory, StaleSpec, UserError
+from vqbench.errors import ArtifactError, Interrupted, OutOfMemory, StaleSpec, UserError
 from vqbench.papers import KINDS, Bench, Key, Step, bench, score_keys
 from vqbench.specs import canonical, digest_of
 
@@ -135,12 +135,25 @@ def run_step(kind: str, name: str, scale: str, expect: str | None = None, base: 
             "code or something upstream was edited; submit again"
         )
     job.store.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(job.store / ".lock")
+    with _held(job):
+        return _locked(job)
+
+
+@contextlib.contextmanager
+def _held(job: Job) -> Iterator[None]:
+    """The step's lock. A job on a cluster waits for it: the other may be left from a node or a Snakemake that died."""
+    lock, busy = FileLock(job.store / ".lock"), f"{'/'.join(job.key)} is being made by another process right now"
     try:
-        with lock.acquire(timeout=0):
-            return _locked(job)
+        lock.acquire(timeout=0)
     except Timeout:
-        raise ArtifactError(f"{kind}/{name} is being made by another process right now; wait for it to end") from None
+        if "SLURM_JOB_ID" not in os.environ:
+            raise ArtifactError(f"{busy}; wait for it to end") from None
+        print(f"vqbench: {busy}; waiting for it to end", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def accept(key: Key, scale: str, reason: str, base: Path | None = None) -> str:
@@ -189,6 +202,8 @@ def _locked(job: Job) -> Path:
     try:
         _keep_state_of_these_inputs(job, inputs)
         facts = _implementation(job.key[0])(job)
+    except Interrupted:
+        raise
     except Exception as error:
         with contextlib.suppress(ArtifactError):  # a full disk must not hide the error itself
             write_json(job.store / "failure.json", {"reason": _reason(error), "key": "/".join(job.key)})

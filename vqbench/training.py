@@ -28,6 +28,7 @@ from vqbench.checkpoints import (
     save_checkpoint,
 )
 from vqbench.errors import Diverged, UserError
+from vqbench.notice import Notice, ignore_in_worker
 from vqbench.progress import Progress
 from vqbench.seeds import derive, torch_rng
 from vqbench.specs import OptimizerSpec, ScheduleSpec, TrainingSpec
@@ -142,8 +143,13 @@ class Trainer:
 
         Raises:
             Diverged: a term is NaN or infinite; the last checkpoint is kept.
+            Interrupted: a signal asked to stop; the step was ended and saved.
         """
         self._resume()
+        with Notice() as notice:
+            self._loop(notice)
+
+    def _loop(self, notice: Notice) -> None:
         progress = Progress(self.training.steps, self.title, "step", start=self.step)
         per_step = self.training.batch_size // self.training.micro_batch
         batches = self._batches(self.step * per_step, self.training.steps * per_step)
@@ -152,8 +158,11 @@ class Trainer:
             self._log(named)
             self.step += 1
             progress.update(1, **{k: v for k, v in named.items() if k != "lr"})
-            if self.step % self.training.checkpoint_every == 0 or self.step == self.training.steps:
+            last = self.step == self.training.steps
+            if self.step % self.training.checkpoint_every == 0 or last or notice.given:
                 self._save()
+            if notice.given and not last:
+                raise notice.stopped(f"step {self.step}")
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state with EMA weights in place of the parameters, where the recipe keeps them."""
@@ -173,7 +182,8 @@ class Trainer:
         stream = _Stream(self.task, self.training.micro_batch)
         workers = self.task.workers
         loader = DataLoader(stream, batch_size=None, sampler=range(first, end), num_workers=workers,
-                            pin_memory=self.device.type == "cuda", prefetch_factor=4 if workers else None)  # fmt: skip
+                            pin_memory=self.device.type == "cuda", prefetch_factor=4 if workers else None,
+                            worker_init_fn=ignore_in_worker)  # fmt: skip
         for batch in loader:
             if isinstance(batch, UserError):
                 raise batch

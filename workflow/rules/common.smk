@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vqbench.cluster import ASKED, asks, small
 from vqbench.errors import UserError
 from vqbench.eval.figure_inputs import figure_keys
 from vqbench.papers import bench, scale_of, scale_root, scales, score_keys
@@ -84,14 +85,19 @@ def scale(wc):
     return bench_of(wc.root).scale
 
 
-def asks(kind, what):
-    """Resources function: what the scale's file asks for a kind of job; memory grows with each attempt."""
+def asked(kind):
+    """A rule's resources: what a job of this kind asks for, at its scale and on the user's cluster."""
 
-    def amount(wc, attempt):
-        value = bench_of(wc.root).overlay.resources[kind][what]
-        return value * attempt if what == "mem_mb" else value
+    def amount(what):
+        return user_errors(
+            lambda wc, attempt: asks(bench_of(wc.root), key_of(kind, wc), attempt)[what]
+        )
 
-    return amount
+    return {what: amount(what) for what in ASKED}
+
+
+# What a job that only writes tables or draws asks for.
+drawn = user_errors(small)
 
 
 def threads_of(wc):

@@ -12,9 +12,7 @@ rule check_dataset:
         "../../environment.yml"
     threads: threads_of
     resources:
-        mem_mb=asks("dataset", "mem_mb"),
-        runtime=asks("dataset", "runtime"),
-        gpu=asks("dataset", "gpu"),
+        **asked("dataset"),
     params:
         scale=scale,
         digest=digest("dataset"),
@@ -35,9 +33,7 @@ rule pretrained:
         "../../environment.yml"
     threads: threads_of
     resources:
-        mem_mb=asks("pretrained", "mem_mb"),
-        runtime=asks("pretrained", "runtime"),
-        gpu=asks("pretrained", "gpu"),
+        **asked("pretrained"),
     params:
         scale=scale,
         digest=digest("pretrained"),

@@ -12,9 +12,7 @@ rule reference:
         "../../environment.yml"
     threads: threads_of
     resources:
-        mem_mb=asks("reference", "mem_mb"),
-        runtime=asks("reference", "runtime"),
-        gpu=asks("reference", "gpu"),
+        **asked("reference"),
     params:
         scale=scale,
         digest=digest("reference"),
@@ -35,9 +33,7 @@ rule score_tokenizer:
         "../../environment.yml"
     threads: threads_of
     resources:
-        mem_mb=asks("tokenizer-scores", "mem_mb"),
-        runtime=asks("tokenizer-scores", "runtime"),
-        gpu=asks("tokenizer-scores", "gpu"),
+        **asked("tokenizer-scores"),
     params:
         scale=scale,
         digest=digest("tokenizer-scores"),
@@ -58,9 +54,7 @@ rule score_samples:
         "../../environment.yml"
     threads: threads_of
     resources:
-        mem_mb=asks("sample-scores", "mem_mb"),
-        runtime=asks("sample-scores", "runtime"),
-        gpu=asks("sample-scores", "gpu"),
+        **asked("sample-scores"),
     params:
         scale=scale,
         digest=digest("sample-scores"),
@@ -81,9 +75,7 @@ rule probe:
         "../../environment.yml"
     threads: threads_of
     resources:
-        mem_mb=asks("probe", "mem_mb"),
-        runtime=asks("probe", "runtime"),
-        gpu=asks("probe", "gpu"),
+        **asked("probe"),
     params:
         scale=scale,
         digest=digest("probe"),
@@ -104,9 +96,7 @@ rule controls:
         "../../environment.yml"
     threads: threads_of
     resources:
-        mem_mb=asks("controls", "mem_mb"),
-        runtime=asks("controls", "runtime"),
-        gpu=asks("controls", "gpu"),
+        **asked("controls"),
     params:
         scale=scale,
         digest=digest("controls"),

@@ -12,9 +12,7 @@ rule train_generator:
         "../../environment.yml"
     threads: threads_of
     resources:
-        mem_mb=asks("generator", "mem_mb"),
-        runtime=asks("generator", "runtime"),
-        gpu=asks("generator", "gpu"),
+        **asked("generator"),
     params:
         scale=scale,
         digest=digest("generator"),
@@ -35,9 +33,7 @@ rule sample:
         "../../environment.yml"
     threads: threads_of
     resources:
-        mem_mb=asks("samples", "mem_mb"),
-        runtime=asks("samples", "runtime"),
-        gpu=asks("samples", "gpu"),
+        **asked("samples"),
     params:
         scale=scale,
         digest=digest("samples"),

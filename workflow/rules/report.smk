@@ -22,8 +22,7 @@ rule table:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        **drawn(),
     params:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).table_digest(table_of(wc)),
@@ -65,8 +64,7 @@ rule figure:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        **drawn(mem_mb=2000, runtime=30),
     params:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).figure_digest(f"{wc.paper}/{wc.figure}"),
@@ -95,8 +93,7 @@ rule scores:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        **drawn(),
     params:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).scores_digest(),

@@ -12,9 +12,7 @@ rule train_tokenizer:
         "../../environment.yml"
     threads: threads_of
     resources:
-        mem_mb=asks("tokenizer", "mem_mb"),
-        runtime=asks("tokenizer", "runtime"),
-        gpu=asks("tokenizer", "gpu"),
+        **asked("tokenizer"),
     params:
         scale=scale,
         digest=digest("tokenizer"),
@@ -35,9 +33,7 @@ rule tokenize:
         "../../environment.yml"
     threads: threads_of
     resources:
-        mem_mb=asks("tokens", "mem_mb"),
-        runtime=asks("tokens", "runtime"),
-        gpu=asks("tokens", "gpu"),
+        **asked("tokens"),
     params:
         scale=scale,
         digest=digest("tokens"),
@@ -58,9 +54,7 @@ rule reconstruct:
         "../../environment.yml"
     threads: threads_of
     resources:
-        mem_mb=asks("reconstruction", "mem_mb"),
-        runtime=asks("reconstruction", "runtime"),
-        gpu=asks("reconstruction", "gpu"),
+        **asked("reconstruction"),
     params:
         scale=scale,
         digest=digest("reconstruction"),

@@ -1,0 +1,79 @@
+"""What jobs ask of a cluster, by dry run at paper scale, and the one file that is the user's."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from helpers import copy_clone, snakemake
+
+from vqbench.slurm import _minutes, _partitions
+
+MINE = "gpu_partition: a100-long\ncpu_partition: serial\naccount: p123\ngpu_model: a100\nlongest: 600\nnotice: 120\ntflops: 300\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_clone(tmp_path_factory.mktemp("cluster") / "clone")
+
+
+def asked(folder: Path, *targets: str, profile: str = "slurm") -> dict[str, list[dict[str, str]]]:
+    """Rule -> what each of its jobs asks for, as a dry run prints it."""
+    done = snakemake(folder, "-n", "--profile", profile, *targets)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, list[dict[str, str]]] = {}
+    for name, line in re.findall(r"^rule (\w+):.*?^ +resources: (.*?)$", done.stdout + done.stderr, re.M | re.S):
+        found.setdefault(name, []).append(dict(w.split("=", 1) for w in line.split(", ") if "=" in w))
+    return found
+
+
+def test_gpu_rules_ask_for_the_users_gpus_and_the_others_do_not(place: Path) -> None:
+    (place / "cluster.yaml").write_text(MINE)
+    jobs = asked(place, "results/table2.csv")
+    for name, some in jobs.items():
+        on_gpu = name not in {"check_dataset", "pretrained", "table"}
+        for job in some:
+            assert job["slurm_partition"] == ("a100-long" if on_gpu else "serial"), name
+            assert (job.get("gpu", "0"), job.get("gpu_model", "")) == (("1", "a100") if on_gpu else ("0", "")), name
+            assert job["nodes"] == "1" and job["slurm_account"] == "p123" and int(job["runtime"]) <= 600
+    for name in ("train_tokenizer", "train_generator", "sample"):
+        assert {j["slurm_extra"] for j in jobs[name]} == {"--signal=URG@120"}
+    assert {j["slurm_extra"] for j in jobs["score_samples"]} == {""}, "what keeps no state is not told to stop"
+
+
+def test_run_times_follow_the_plan(place: Path) -> None:
+    """Twice the estimate and half an hour, at the user's rate; a faster GPU asks for less."""
+    (place / "cluster.yaml").write_text("longest: 1000000\ntflops_fp32: 15\n")
+    slow = [int(j["runtime"]) for j in asked(place, "results/table2.csv")["sample"]]
+    recorded = json.loads((place / "results" / "estimates.json").read_text())
+    flops = [v["flops"] for k, v in recorded.items() if k.startswith("samples/")]
+    assert all(any(abs(m - 30 - 2 * f / 15e12 / 60) <= 1 for f in flops) for m in slow), (slow, flops)
+    (place / "cluster.yaml").write_text("longest: 1000000\ntflops_fp32: 30\n")
+    fast = [int(j["runtime"]) for j in asked(place, "results/table2.csv")["sample"]]
+    assert all(abs((f - 30) * 2 - (s - 30)) <= 2 for f, s in zip(sorted(fast), sorted(slow), strict=True))
+
+
+def test_a_mistake_in_cluster_yaml_is_named(place: Path) -> None:
+    (place / "cluster.yaml").write_text("gpu_partitoin: gpu\n")
+    done = snakemake(place, "-n", "--profile", "slurm", "results/table2.csv")
+    assert done.returncode != 0 and "cluster.yaml" in done.stderr and "did you mean 'gpu_partition'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_example_is_valid_and_pbs_reads_the_same_file(place: Path) -> None:
+    example = place / "workflow" / "profiles" / "slurm" / "cluster.example.yaml"
+    (place / "cluster.yaml").write_text(example.read_text())
+    jobs = asked(place, "results/demo/table6b.csv", profile="workflow/profiles/pbs")
+    assert {j["slurm_partition"] for some in jobs.values() for j in some} == {"cpu"}, "the demo needs no GPU"
+    assert all({"gpu", "mem_mb", "runtime", "cpus_per_task"} <= j.keys() for some in jobs.values() for j in some)
+
+
+def test_what_sinfo_prints() -> None:
+    text = "cpu*|1-12:00:00|(null)\ngpu|30:00|gpu:a100:4(S:0-1)\ngpu|30:00|gpu:v100:2,tmp:1\nold|infinite|gpu:2\n"
+    partitions, default = _partitions(text)
+    assert default == "cpu" and partitions["cpu"].minutes == 2160 and not partitions["cpu"].gpus
+    assert partitions["gpu"].minutes == 30 and partitions["gpu"].gpus == {"a100", "v100"}
+    assert partitions["old"].minutes is None and partitions["old"].gpus == {""}
+    assert [_minutes(t) for t in ("2:00", "0:30", "7-00:00:00", "n/a")] == [2, 0, 10080, None]

@@ -1,0 +1,85 @@
+"""Signals to a step that keeps its state: it saves, says so, exits 75, and the same command ends with the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import environment, vqbench
+
+from vqbench.notice import SIGNALS, Notice
+
+COMMAND = ("pretrained", "tiny-classifier", "--scale", "tiny")
+
+
+def stores(folder: Path) -> Path:
+    return next((folder / "results/tiny/store/pretrained/tiny-classifier").iterdir())
+
+
+def interrupted(folder: Path, number: signal.Signals, saved: int) -> str:
+    """Start the step, signal it when it is past its last checkpoint, and return what it said."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vqbench.cli", *COMMAND],
+        cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = process.stderr.readline()  # the first bar: it is in its loop
+    time.sleep(1)
+    process.send_signal(number)
+    said += process.communicate(timeout=60)[1]
+    assert process.returncode == os.EX_TEMPFAIL, said
+    assert steps(folder) > saved, "it saved at the step that it was in, not at its last checkpoint"
+    return said
+
+
+def steps(folder: Path) -> int:
+    return max(int(p.stem.split("-")[1]) for p in stores(folder).glob("state/checkpoint-*.json"))
+
+
+def test_each_signal_saves_the_step_and_the_same_command_goes_on(clone: Path) -> None:
+    network = clone / "workflow" / "pretrained.yaml"
+    text = (
+        network.read_text()
+        .replace("steps: 5\n", "steps: 2500\n")
+        .replace("checkpoint_every: 5", "checkpoint_every: 2500")
+    )
+    network.write_text(text)
+    assert vqbench(clone, "check-dataset", "photos-tiny", "--scale", "tiny").returncode == 0
+    saved = 0
+    for number in SIGNALS:
+        said = interrupted(clone, number, saved)
+        saved = steps(clone)
+        assert f"stopped by {number.name} at step {saved}" in said and "Traceback" not in said
+        assert not (stores(clone) / "failure.json").exists(), "no table shall call it failed"
+    done = vqbench(clone, *COMMAND)
+    assert done.returncode == 0 and f"at step {saved}" in done.stdout, done.stderr[-2000:]
+    disturbed = (stores(clone) / "model.safetensors").read_bytes()
+    (stores(clone) / "finished.json").unlink()
+    (clone / "results/tiny/pretrained/tiny-classifier/manifest.json").unlink()
+    assert vqbench(clone, *COMMAND).returncode == 0
+    assert (stores(clone) / "model.safetensors").read_bytes() == disturbed
+
+
+def test_outside_of_a_loop_signals_do_what_they_always_do() -> None:
+    before = {s: signal.getsignal(s) for s in SIGNALS}
+    with Notice() as notice:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert notice.given and "stopped by SIGUSR1 at here" in str(notice.stopped("here"))
+    assert {s: signal.getsignal(s) for s in SIGNALS} == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_loaders_processes_leave_the_end_to_their_reader(number: signal.Signals) -> None:
+    code = (
+        "import time; from vqbench.notice import ignore_in_worker as f; f(0); print('ready', flush=True); time.sleep(1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 0
+    process.stdout.close()

@@ -1,0 +1,117 @@
+"""What a job asks of a cluster: partition, GPU, memory, minutes. The user's part is one file, ``cluster.yaml``.
+
+It lies at the clone's root, git ignores it, and nothing in it is hashed: a job sent to another partition is the same
+job. No torch here: the Snakefile reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from vqbench.clone import CLONE, read_yaml
+from vqbench.errors import UserError
+from vqbench.papers import Bench, Key
+from vqbench.specs import Spec, digest_of, parse
+
+FILE = "cluster.yaml"
+ASKED = ("gpu", "mem_mb", "runtime", "cpus_per_task", "slurm_partition", "slurm_account", "gpu_model", "slurm_extra")
+# A job is given MARGIN times its estimate, and START minutes to start and to write: the estimate assumes a rate.
+MARGIN, START = 2.0, 30
+# Kinds that keep their state and stop at a signal (vqbench/notice.py); the others start over, and are short.
+SLICED = ("pretrained", "tokenizer", "generator", "samples")
+# Not SIGUSR1, which ends a Snakemake or a shell between Slurm and the step: SIGURG does nothing to who does not wait for it.
+WARNING = "URG"
+
+
+class ClusterSpec(Spec):
+    """One user's cluster. Empty: the cluster's default partition, the user's default account, any GPU."""
+
+    gpu_partition: str = ""
+    cpu_partition: str = ""
+    account: str = ""
+    gpu_model: str = Field(default="", description="as in --gpus=MODEL:1, e.g. a100")
+    longest: int = Field(default=1440, gt=0, description="minutes of one slice; at most the partition's time limit")
+    notice: int = Field(default=300, gt=0, description="seconds before the limit at which a job is told to stop")
+    tflops: float = Field(default=150.0, gt=0, description="sustained TFLOP/s of a GPU in bf16")
+    tflops_fp32: float = Field(default=15.0, gt=0, description="the same in fp32 without TF32")
+
+
+@lru_cache(maxsize=1)
+def cluster() -> ClusterSpec:
+    """The clone's ``cluster.yaml``; all defaults where there is none.
+
+    Raises:
+        SpecError: an unknown key, or a value that cannot be.
+    """
+    path = CLONE / FILE
+    return parse(ClusterSpec, read_yaml(path), FILE) if path.is_file() else ClusterSpec()
+
+
+def asks(found: Bench, key: Key, attempt: int = 1) -> dict[str, int | str]:
+    """What the job that makes `key` asks for, by Snakemake's names: :data:`ASKED`. Memory grows with each attempt."""
+    wanted, mine = found.overlay.resources[key[0]], cluster()
+    runtime = _minutes(found, key) if wanted["runtime"] == "plan" else int(wanted["runtime"])
+    warn = min(mine.notice, 15 * runtime)  # a quarter of a short job at most: it must get somewhere
+    return {
+        "gpu": wanted["gpu"],
+        "mem_mb": wanted["mem_mb"] * attempt,
+        "runtime": min(runtime, mine.longest),
+        "cpus_per_task": found.overlay.threads,
+        "slurm_partition": mine.gpu_partition if wanted["gpu"] else mine.cpu_partition,
+        "slurm_account": mine.account,
+        "gpu_model": mine.gpu_model if wanted["gpu"] else "",
+        "slurm_extra": f"--signal={WARNING}@{warn}" if key[0] in SLICED else "",
+    }
+
+
+def small(mem_mb: int = 1000, runtime: int = 10) -> dict[str, int | str]:
+    """What a job that only writes tables or draws asks for: no GPU, nothing that a scale decides."""
+    mine = cluster()
+    return {"mem_mb": mem_mb, "runtime": runtime, "cpus_per_task": 1, "slurm_partition": mine.cpu_partition,
+            "slurm_account": mine.account}  # fmt: skip
+
+
+def _minutes(found: Bench, key: Key) -> int:
+    """Minutes for a step whose scale says ``runtime: plan``: its estimate times MARGIN, and START."""
+    mine = cluster()
+    hours = hours_of(found, key, _flops(found, key), mine.tflops, mine.tflops_fp32)
+    return ceil(60 * MARGIN * hours) + START
+
+
+def hours_of(found: Bench, key: Key, flops: float, tflops: float, tflops_fp32: float) -> float:
+    """GPU-hours of so many operations at the sustained rate of the step's precision."""
+    half = getattr(getattr(found.step(key).spec, "training", None), "precision", "fp32") == "bf16"
+    return flops / ((tflops if half else tflops_fp32) * 1e12) / 3600
+
+
+def estimates_path(found: Bench) -> Path:
+    """Where ``vqbench estimate`` keeps the operations of every step of a scale."""
+    return CLONE / found.root / "estimates.json"
+
+
+def _flops(found: Bench, key: Key) -> float:
+    """The operations of a step. Counting takes torch and seconds, so another process does it, once for a whole scale."""
+    name, now = "/".join(key), digest_of(found.step(key).spec)
+    if _recorded(found).get(name, {}).get("spec") != now:
+        command = [sys.executable, "-m", "vqbench.cli", "estimate", "--scale", found.scale]
+        done = subprocess.run(command, cwd=CLONE, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"the run time of {name} cannot be estimated: {done.stderr.strip()}")
+        _recorded.cache_clear()
+    return float(_recorded(found)[name]["flops"])
+
+
+@lru_cache(maxsize=4)
+def _recorded(found: Bench) -> dict[str, Any]:
+    try:
+        return dict(json.loads(estimates_path(found).read_text()))
+    except (OSError, ValueError):  # absent or cut: counted again
+        return {}
