@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
+from vqbench import distributed
 from vqbench.errors import SpecError
 from vqbench.eval.base import Batch, Estimate, Facts, Layer, Metric, SetMetric
 from vqbench.eval.feature_set import FeatureSet
@@ -65,10 +66,20 @@ class Evaluator:
         """Add what another shard saw, with the same metrics in the same order."""
         if [type(m) for m in (*self.metrics, *self.sets)] != [type(m) for m in (*other.metrics, *other.sets)]:
             raise SpecError("shards with different metrics cannot be merged; evaluate both with the same --metrics")
-        for mine, theirs in zip(self.metrics, other.metrics, strict=True):
+        self._add(other.metrics, other.features)
+
+    def _add(self, metrics: Sequence[Metric], features: FeatureSet | None) -> None:
+        for mine, theirs in zip(self.metrics, metrics, strict=True):
             mine.merge(theirs)
-        if self.features is not None and other.features is not None:
-            self.features.merge(other.features)
+        if self.features is not None and features is not None:
+            self.features.merge(features)
+
+    def gather(self) -> None:
+        """Add what the other processes of this step saw, as shards in their order."""
+        held = distributed.gathered((self.metrics, self.features))
+        for number, (metrics, features) in enumerate(held):
+            if number != distributed.rank():
+                self._add(metrics, features)
 
     def compute(self, reference: FeatureSet | None = None) -> list[Found]:
         """Everything, set metrics (against `reference`) first."""

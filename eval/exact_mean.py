@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
+from torch import nn
 
 from vqbench.errors import ArtifactError, SpecError
 from vqbench.eval.base import Batch, Estimate, Metric
@@ -112,6 +113,10 @@ class PairMean(Metric):
     @abstractmethod
     def values(self, images: np.ndarray, originals: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) uint8, twice -> (B,) float64."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process can merge: all but the network."""
+        return {name: value for name, value in self.__dict__.items() if not isinstance(value, nn.Module)}
 
     def update(self, batch: Batch) -> None:
         """Add reconstructions and originals, both uint8 (B, H, W, 3).

@@ -85,6 +85,10 @@ class FeatureSet:
         for layer, rows in self._rows.items():
             rows.merge(other._rows[layer])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was computed from it."""
+        return {**self.__dict__, "_known": {}}
+
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` gives, computed at the first call with `key` and kept until the set changes."""
         if key not in self._known:

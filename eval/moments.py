@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ class Moments:
         """Add features (B, d)."""
         if not len(features):
             return
-        self._held.append(features.float())
+        self._held.append(features.float().to(self._held[0].device if self._held else features.device))
         if sum(map(len, self._held)) > max(HELD, 0 if self.added else features.shape[1]):
             self._flush()
 
@@ -93,11 +94,18 @@ class Moments:
 
     def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.added + count
+        if isinstance(self.mean, Tensor):
+            mean, scatter = mean.to(self.mean.device), scatter.to(self.mean.device)
         shift = mean - self.mean
         self.scatter += scatter
         self.scatter.addr_(shift, shift, alpha=self.added * count / total)
         self.mean = self.mean + shift * (count / total)
         self.added = total
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which may hold its own on another device."""
+        held = {"_held": [rows.cpu() for rows in self._held]}
+        return self.__dict__ | held | {k: v.cpu() for k, v in self.__dict__.items() if isinstance(v, Tensor)}
 
     def total(self) -> Moments:
         """All rows in `mean` and `scatter`. Here they stay held back: more may come."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -27,6 +27,11 @@ class Rows:
         self._file: IO[bytes] | None = None
         self._written = 0  # rows in the file
         self._matrix: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process to merge: all rows, in memory."""
+        rows = [np.array(self._arrived())] if self._indices else []
+        return {**Rows().__dict__, "_indices": self._indices, "_parts": rows, "_bytes": sum(r.nbytes for r in rows)}
 
     def append(self, indices: np.ndarray, rows: np.ndarray) -> None:
         """Add rows (B, d) of images `indices` (B,); kept as float32."""

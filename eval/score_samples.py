@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vqbench import distributed
 from vqbench.errors import ArtifactError
 from vqbench.eval.archive import Archive, batches
 from vqbench.eval.base import Batch, SetMetric
@@ -35,11 +36,18 @@ def run(job: Job) -> dict[str, Any]:
     generator = job.bench.generators[job.bench.samples[spec["samples"]].generator]
     sets = generation_metrics(where.protocol)
     evaluator = Evaluator([Usage(generator.tokens, "generated")], sets, judge(job, where, layers_of(sets)))
+    parts = list(batches(len(ids), where.protocol.batch))
+    mine = distributed.share(range(len(parts)))
     progress = Progress(len(archive), f"score {spec['samples']}", "img")
-    parts = batches(len(ids), where.protocol.batch)
-    for part, images in zip(parts, archive.batches(where.protocol.batch), strict=True):
+    for number, images in enumerate(archive.batches(where.protocol.batch)):
+        if number not in mine:
+            continue
+        part = parts[number]
         evaluator.see(Batch(np.arange(part.start, part.stop), images, ids=np.array(ids[part])))
         progress.update(len(images))
+    evaluator.gather()
+    if distributed.rank():
+        return {}
     found = [*evaluator.compute(reference), *_training_usage(job, generator.tokens, where.protocol.batch)]
     write_scores(job, entries(found, where.protocol))
     return {"images": len(archive), "protocol": where.protocol.name}

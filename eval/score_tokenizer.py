@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vqbench import distributed
 from vqbench.data import open_images
 from vqbench.errors import ArtifactError, SpecError
 from vqbench.eval.archive import batches
@@ -49,11 +50,14 @@ def run(job: Job) -> dict[str, Any]:
     pairs = pair_metrics(job, where, decoded.shape[1:3])
     evaluator = Evaluator([*pairs, Usage(tokens), UniqueRatio()], sets, judge(job, where, layers_of(sets)))
     progress = Progress(len(images), f"score {name}", "img")
-    for part in batches(len(images), where.protocol.batch):
+    for part in distributed.share(list(batches(len(images), where.protocol.batch))):
         originals = images.batch(part.start, part.stop - part.start)
         places = np.arange(part.start, part.stop)
         evaluator.see(Batch(places, np.array(decoded[part]), originals, ids=np.array(ids[part])))
         progress.update(len(originals))
+    evaluator.gather()
+    if distributed.rank():
+        return {}
     found = entries(evaluator.compute(reference), where.protocol)
     write_scores(job, found, identical_pairs=sum(m.identical for m in pairs if isinstance(m, Psnr)))
     return {"images": len(images), "protocol": where.protocol.name}

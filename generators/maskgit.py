@@ -29,6 +29,7 @@ from vqbench.generators.networks.parallel_decoding import (
 )
 from vqbench.generators.networks.transformer import EPS, Transformer, init_weights
 from vqbench.specs import GeneratorSpec
+from vqbench.switches import at_least_fp32
 
 # cq Table 1, Ours-B. L: layers 32, width 1280; H: layers 36, width 1536. Dropout: google-research/maskgit.
 OPTIONS = {"layers": 24, "width": 1024, "heads": 16, "mlp_ratio": 4, "dropout": 0.1, "tie_vocabulary": True}
@@ -110,7 +111,7 @@ class MaskGIT(Generator):
         dropped = torch.rand(len(ids), generator=rng, device=rng.device) < self.class_drop  # (B,)
         condition = condition.masked_fill(dropped.to(condition.device), self.null_class)  # (B,)
         features = self(ids, masked, condition)[masked]  # (B * M, D)
-        loss = F.cross_entropy(self.logits(features).float(), ids[masked], label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(at_least_fp32(self.logits(features)), ids[masked], label_smoothing=self.label_smoothing)
         return {"cross_entropy": loss}
 
     @torch.no_grad()

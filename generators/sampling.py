@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 
+from vqbench import distributed
 from vqbench.artifacts import describe, read_json, verify, write_atomic, write_json, write_npz
 from vqbench.data import to_uint8
 from vqbench.errors import ArtifactError, Diverged
@@ -59,8 +60,12 @@ def run(job: Job) -> dict[str, Any]:
     """
     torch.set_num_threads(job.spec.threads)
     if not _is_assembled(job):
-        make_blocks(job, range(num_blocks(job.spec)))
-        _assemble(job)
+        with distributed.erring_together():
+            make_blocks(job, distributed.share(range(num_blocks(job.spec))))
+        if distributed.rank() == 0:
+            _assemble(job)
+    if distributed.rank():
+        return {}
     for shard in job.state.glob("*shard-*"):  # temporary files of killed processes too
         shard.unlink()
     spec = job.bench.generators[job.spec.generator]

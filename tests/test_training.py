@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from vqbench.checkpoints import load_checkpoint
 from vqbench.errors import Diverged
+from vqbench.optimizers import learning_rate, make_optimizer
 from vqbench.specs import OptimizerSpec, ScheduleSpec, TrainingSpec
-from vqbench.training import Batch, Player, Task, Terms, Trainer, learning_rate, make_optimizer
+from vqbench.training import Batch, Player, Task, Terms, Trainer
 
 OPTIMIZER = OptimizerSpec(name="adamw", lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
 
@@ -69,7 +70,7 @@ def test_a_run_cut_at_any_step_ends_bit_identical(tmp_path: Path, stop: int) -> 
     whole = train(tmp_path / "whole")
     cut = Trainer(Regression(), spec(), tmp_path / "whole2", seed=0, title="test")
     (tmp_path / "whole2").mkdir()
-    batches = cut._batches(0, 100)
+    batches = cut._batches(range(100))
     while cut.step < stop:  # the loop's own body, left before its end
         cut._log(cut._one_step([next(batches), next(batches)]))
         cut.step += 1

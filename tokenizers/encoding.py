@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vqbench import distributed
 from vqbench.artifacts import write_atomic, write_npy
 from vqbench.data import Images, open_images, to_float
 from vqbench.progress import Progress
@@ -32,25 +34,58 @@ def run(job: Job) -> dict[str, Any]:
     images = open_images(dataset, spec.split, job.upstream("dataset", spec.dataset))
     tokenizer_spec = job.bench.tokenizers[spec.tokenizer]
     tokenizer = open_tokenizer(tokenizer_spec, job.upstream("tokenizer", spec.tokenizer), device())
-    _write_together(job, len(images) * spec.views, _encoded(tokenizer, images, spec))
+    places = [(view, start) for view in range(spec.views) for start in range(0, len(images), spec.batch)]
+    share = distributed.share(places)
+    mine, count = _encoded(tokenizer, images, spec, share), _count(share, len(images), spec.batch)
+    if distributed.rank():
+        _write_together(_shared(job, distributed.rank()), count, mine)
+        distributed.gathered(None)
+        return {}
+    _write_together(job.store, len(images) * spec.views, _with_others(job, mine))
     write_npy(job.store / "labels.npy", np.tile(images.labels, spec.views))
     return {"images": len(images), "views": spec.views, "codes": tokenizer_spec.tokens.num_codes,
             "pooling": spec.pooling}  # fmt: skip
 
 
 @torch.no_grad()
-def _encoded(tokenizer: Tokenizer, images: Images, spec: TokensSpec) -> Iterator[tuple[np.ndarray, ...]]:
-    """Batches of the three arrays, view by view."""
-    for view in range(spec.views):
-        progress = Progress(len(images), f"{spec.tokenizer} {spec.split} view {view}", "img")
-        for start in range(0, len(images), spec.batch):
-            pixels = images.batch(start, spec.batch)
-            batch = to_float(pixels[:, :, ::-1] if view % 2 else pixels).to(device())
-            latents = tokenizer.encode(batch)
-            quantized = tokenizer.quantize(latents)
-            tensors = (quantized.ids.int(), pooled(latents, spec.pooling), pooled(quantized.latents, spec.pooling))
-            yield tuple(t.cpu().numpy() for t in tensors)
-            progress.update(len(batch))
+def _encoded(
+    tokenizer: Tokenizer, images: Images, spec: TokensSpec, places: Sequence[tuple[int, int]]
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Batches of the three arrays, each of a view and from an image on."""
+    progress = Progress(_count(places, len(images), spec.batch), f"{spec.tokenizer} {spec.split}", "img")
+    for view, start in places:
+        pixels = images.batch(start, spec.batch)
+        batch = to_float(pixels[:, :, ::-1] if view % 2 else pixels).to(device())
+        latents = tokenizer.encode(batch)
+        quantized = tokenizer.quantize(latents)
+        tensors = (quantized.ids.int(), pooled(latents, spec.pooling), pooled(quantized.latents, spec.pooling))
+        yield tuple(t.cpu().numpy() for t in tensors)
+        progress.update(len(batch))
+
+
+def _count(places: Sequence[tuple[int, int]], images: int, batch: int) -> int:
+    """How many images those batches hold."""
+    return sum(min(batch, images - start) for _, start in places)
+
+
+def _with_others(job: Job, mine: Iterator[tuple[np.ndarray, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
+    """This process' batches, then those of the others in order, which wait in the job's state."""
+    yield from mine
+    distributed.gathered(None)  # all are written
+    for number in range(1, distributed.world()):
+        folder = _shared(job, number)
+        yield from zip(*(_mapped(folder / f"{name}.npy") for name in NAMES), strict=True)
+
+
+def _shared(job: Job, number: int) -> Path:
+    folder = job.state / f"share-{number}-of-{distributed.world()}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _mapped(path: Path, rows: int = 1024) -> Iterator[np.ndarray]:
+    found = np.load(path, mmap_mode="r")
+    return (found[start : start + rows] for start in range(0, len(found), rows))
 
 
 def pooled(latents: Tensor, pooling: str) -> Tensor:
@@ -59,12 +94,12 @@ def pooled(latents: Tensor, pooling: str) -> Tensor:
 
 
 def _write_together(
-    job: Job, rows: int, parts: Iterator[tuple[np.ndarray, ...]], files: tuple[IO[bytes], ...] = ()
+    folder: Path, rows: int, parts: Iterator[tuple[np.ndarray, ...]], files: tuple[IO[bytes], ...] = ()
 ) -> None:
     """Stream the three arrays into their files, one batch in memory at a time: flat latents of ImageNet are 10 GB."""
     if len(files) < len(NAMES):
         write_atomic(
-            job.store / f"{NAMES[len(files)]}.npy", lambda file: _write_together(job, rows, parts, (*files, file))
+            folder / f"{NAMES[len(files)]}.npy", lambda file: _write_together(folder, rows, parts, (*files, file))
         )
         return
     for number, arrays in enumerate(parts):

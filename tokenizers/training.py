@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqbench import distributed
 from vqbench.data import Images, open_images, to_float
 from vqbench.errors import SpecError, nearest
 from vqbench.pretrained import open_perceptual
 from vqbench.specs import TokenizerSpec
 from vqbench.steps import Job
+from vqbench.switches import at_least_fp32
 from vqbench.tokenizers.base import Tokenizer, build_tokenizer
 from vqbench.tokenizers.losses.adversarial import (
     LeCam,
@@ -45,6 +47,10 @@ class TokenizerTask(Task):
             if self.adversary.lecam_weight:
                 self.extras["lecam"] = LeCam(self.adversary.lecam_decay)
         self._fakes: dict[int, Tensor] = {}
+        self._logits: list[Tensor] = []  # means of the discriminator's logits (real, fake), by micro-batch
+
+    def begin(self, batch: Batch) -> None:
+        self.model(batch[0])  # a codebook that starts from samples takes them here
 
     def examples(self, start: int, count: int) -> Batch:
         return (to_float(self.images.stream(start, count, self.spec.seed)[0]),)
@@ -59,7 +65,7 @@ class TokenizerTask(Task):
         half = self.spec.training.precision == "bf16"
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=half):
             output = self.model(images)
-        output = output._replace(images=output.images.float())
+        output = output._replace(images=at_least_fp32(output.images))
         named = self.model.losses(images, output, step)
         if weights.get("perceptual"):
             named["perceptual"] = self.perceptual(output.images, images).mean()
@@ -93,7 +99,7 @@ class TokenizerTask(Task):
         if "lecam" in self.extras:
             lecam = self.extras["lecam"]
             assert isinstance(lecam, LeCam)
-            lecam.update(real, fake)
+            self._logits.append(torch.stack([at_least_fp32(x.detach()).mean() for x in (real, fake)]))
             named["lecam"] = lecam(real, fake)
             total = total + self.adversary.lecam_weight * named["lecam"]
         if self.adversary.r1_weight and (step - self.adversary.start_step) % self.adversary.r1_every == 0:
@@ -101,6 +107,14 @@ class TokenizerTask(Task):
             # Lazy regularisation (Karras et al. 2020): applied every r1_every steps, so weighted r1_every times.
             total = total + self.adversary.r1_weight / 2 * self.adversary.r1_every * named["r1"]
         return Terms(total, named)
+
+    def end_step(self, micro_batches: int) -> None:
+        if self._logits:
+            lecam, total = self.extras["lecam"], torch.stack(self._logits).sum(0)  # (2,)
+            assert isinstance(lecam, LeCam)
+            distributed.add_up([total])
+            lecam.update(*total / micro_batches)
+            self._logits.clear()
 
 
 def _check_weights(weights: dict[str, float], named: dict[str, Tensor]) -> None:

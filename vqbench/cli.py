@@ -180,16 +180,33 @@ def _step(verbs: argparse._SubParsersAction, verb: str, text: str, example: str,
     parser = _scaled(_verb(verbs, verb, lambda args: _run_step(args, key), text, example))
     parser.add_argument("name", metavar=name.upper(), help=f"the {name}'s id")
     parser.add_argument("--expect", help="digest at submission; the job refuses to run under another one")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="on each node, with a GPU each where there are any; 0 is 1 (default: 1)",
+    )
+    parser.add_argument("--nodes", type=int, default=1, help="of the Slurm job that share the step (default: 1)")
     if dataset:
         parser.add_argument("--dataset", help="data set (default: the tokenizer's own)")
     return parser
 
 
 def _run_step(args: argparse.Namespace, key: Callable[[argparse.Namespace], Key]) -> None:
+    from vqbench.distributed import launched, rank
+    from vqbench.graph import SHARED
+    from vqbench.launcher import launch
     from vqbench.steps import run_step
 
     kind, name = key(args)
-    print(run_step(kind, name, args.scale, args.expect))
+    processes = max(1, args.processes)
+    if processes * args.nodes > 1 and kind not in SHARED:
+        raise SpecError(f"{args.verb} runs in one process; leave out --processes and --nodes")
+    if processes * args.nodes > 1 and not launched():
+        sys.exit(launch(processes, args.nodes))
+    done = run_step(kind, name, args.scale, args.expect)
+    if rank() == 0:
+        print(done)
 
 
 def _dataset(args: argparse.Namespace) -> str:

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from vqbench.clone import CLONE, read_yaml
 from vqbench.errors import UserError
+from vqbench.graph import SHARED
 from vqbench.papers import Bench, Key
 from vqbench.specs import Spec, digest_of, parse
 
@@ -38,6 +39,9 @@ class ClusterSpec(Spec):
     cpu_partition: str = ""
     account: str = ""
     gpu_model: str = Field(default="", description="as in --gpus=MODEL:1, e.g. a100")
+    gpus: int = Field(
+        default=1, ge=1, description="of one node that share a training, tokenizing, sampling or scoring job"
+    )
     longest: int = Field(default=1440, gt=0, description="minutes of one slice; at most the partition's time limit")
     notice: int = Field(default=300, gt=0, description="seconds before the limit at which a job is told to stop")
     tflops: float = Field(default=150.0, gt=0, description="sustained TFLOP/s of a GPU in bf16")
@@ -56,15 +60,20 @@ def cluster() -> ClusterSpec:
 
 
 def asks(found: Bench, key: Key, attempt: int = 1) -> dict[str, int | str]:
-    """What the job that makes `key` asks for, by Snakemake's names: :data:`ASKED`. Memory grows with each attempt."""
+    """What the job that makes `key` asks for, by Snakemake's names: :data:`ASKED`. Memory grows with each attempt.
+
+    A scale's file says it for one GPU; a job that several share has that many times the memory and CPUs, and less time.
+    """
     wanted, mine = found.overlay.resources[key[0]], cluster()
-    runtime = _minutes(found, key) if wanted["runtime"] == "plan" else int(wanted["runtime"])
+    gpus = wanted["gpu"] * (_most(found, key) if mine.gpus > 1 else 1)
+    share = max(1, gpus)
+    runtime = _minutes(found, key, share) if wanted["runtime"] == "plan" else int(wanted["runtime"])
     warn = min(mine.notice, 15 * runtime)  # a quarter of a short job at most: it must get somewhere
     return {
-        "gpu": wanted["gpu"],
-        "mem_mb": wanted["mem_mb"] * attempt,
+        "gpu": gpus,
+        "mem_mb": wanted["mem_mb"] * attempt * share,
         "runtime": min(runtime, mine.longest),
-        "cpus_per_task": found.overlay.threads,
+        "cpus_per_task": found.overlay.threads * share,
         "slurm_partition": mine.gpu_partition if wanted["gpu"] else mine.cpu_partition,
         "slurm_account": mine.account,
         "gpu_model": mine.gpu_model if wanted["gpu"] else "",
@@ -79,11 +88,19 @@ def small(mem_mb: int = 1000, runtime: int = 10) -> dict[str, int | str]:
             "slurm_account": mine.account}  # fmt: skip
 
 
-def _minutes(found: Bench, key: Key) -> int:
-    """Minutes for a step whose scale says ``runtime: plan``: its estimate times MARGIN, and START."""
+def _most(found: Bench, key: Key) -> int:
+    """The user's number of GPUs, where the step can be shared; of a training at most its micro-batches a step."""
+    if key[0] not in SHARED:
+        return 1
+    training = getattr(found.step(key).spec, "training", None)
+    return min(cluster().gpus, training.batch_size // training.micro_batch) if training else cluster().gpus
+
+
+def _minutes(found: Bench, key: Key, gpus: int) -> int:
+    """Minutes on so many GPUs for a step whose scale says ``runtime: plan``: its estimate times MARGIN, and START."""
     mine = cluster()
     hours = hours_of(found, key, _flops(found, key), mine.tflops, mine.tflops_fp32)
-    return ceil(60 * MARGIN * hours) + START
+    return ceil(60 * MARGIN * hours / gpus) + START
 
 
 def hours_of(found: Bench, key: Key, flops: float, tflops: float, tflops_fp32: float) -> float:

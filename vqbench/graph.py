@@ -46,6 +46,9 @@ KINDS = {
 # Parts of a kind's name, where it has more than one: tokens are of a tokenizer, a data set and a split.
 PARTS = {"tokens": 3, "reconstruction": 2, "reference": 2, "tokenizer-scores": 2}
 
+# Kinds that several processes can do together (vqbench/distributed.py).
+SHARED = ("tokenizer", "generator", "tokens", "samples", "tokenizer-scores", "sample-scores")
+
 # Kinds that eval_only never makes: they train or sample.
 TRAINED = {"pretrained", "tokenizer", "generator", "samples"}
 

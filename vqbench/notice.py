@@ -17,6 +17,7 @@ import time
 from types import FrameType
 from typing import Any
 
+from vqbench.distributed import gathered
 from vqbench.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGURG)
@@ -41,6 +42,12 @@ class Notice:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def given_to_any(self) -> bool:
+        """Whether any process of this step was told; the same answer in all of them."""
+        names = [name for name in gathered(self._name) if name]
+        self.given, self._name = bool(names), next(iter(names), "")
+        return self.given
 
     def stopped(self, where: str) -> Interrupted:
         """The error that ends a loop whose state is saved."""

@@ -6,10 +6,13 @@ import sys
 import time
 from typing import Any
 
+from vqbench.distributed import rank
+
 
 class Progress:
     """Counts `unit`s up to `total`; prints a bar at most every `interval` seconds (default 5) and once at the end.
 
+    Of several processes the first prints, and counts its own share.
     tqdm makes the bar's text; in a log file each update is a line of its own instead of a carriage return.
     """
 
@@ -21,7 +24,7 @@ class Progress:
         """Advance by `count`; `values` (losses, rates) are shown behind the bar."""
         self.done += count
         now = time.monotonic()
-        if now - self._shown >= self._interval or self.done >= self.total:
+        if rank() == 0 and (now - self._shown >= self._interval or self.done >= self.total):
             self._shown = now
             self._print(now - self._began, values)
 

@@ -31,7 +31,8 @@ class Overlay:
         "generators",
         "samples",
     ]
-    SIZES: ClassVar = {"steps", "batch_size", "micro_batch", "schedule", "precision", "checkpoint_every"}
+    SIZES: ClassVar = {"steps", "batch_size", "micro_batch", "schedule", "precision", "tf32", "compile", "recompute",
+                       "checkpoint_every"}  # fmt: skip
 
     def __init__(self, data: dict[str, Any], scale: str) -> None:
         for key in data:

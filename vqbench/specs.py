@@ -101,6 +101,11 @@ class TrainingSpec(Spec):
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     clip_norm: float = Field(default=0.0, ge=0, description="0 is off")
     precision: Literal["fp32", "bf16"] = "fp32"
+    tf32: bool = Field(default=False, description="let a GPU round the inputs of fp32 products to 10 bits")
+    compile: bool = Field(default=False, description="torch.compile the model's forward pass")
+    recompute: bool = Field(
+        default=False, description="activation checkpointing: blocks run again in the backward pass"
+    )
     checkpoint_every: int = Field(default=1000, gt=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_drop: float = Field(default=0.0, ge=0, le=1)

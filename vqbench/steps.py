@@ -25,6 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from vqbench import distributed
 from vqbench.artifacts import describe, read_json, verify, write_json
 from vqbench.closure import code_digest
 from vqbench.errors import ArtifactError, Interrupted, OutOfMemory, StaleSpec, UserError
@@ -134,9 +135,22 @@ def run_step(kind: str, name: str, scale: str, expect: str | None = None, base: 
             f"{kind}/{name} changed between submission and start ({expect[:12]} -> {job.digest[:12]}): its spec, its "
             "code or something upstream was edited; submit again"
         )
-    job.store.mkdir(parents=True, exist_ok=True)
-    with _held(job):
-        return _locked(job)
+    distributed.join()
+    if distributed.rank():
+        _follow(job)
+    else:
+        job.store.mkdir(parents=True, exist_ok=True)
+        with _held(job):
+            _locked(job)
+    distributed.leave()
+    return job.base / job.bench.manifest(job.key)
+
+
+def _follow(job: Job) -> None:
+    """A process other than the first: does its share where there is work at all, and publishes nothing."""
+    if distributed.agreed(True):
+        with _recorded(job):
+            _implementation(job.key[0])(job)
 
 
 @contextlib.contextmanager
@@ -179,7 +193,7 @@ def accept(key: Key, scale: str, reason: str, base: Path | None = None) -> str:
     return f"accepted under changed code or spec ({reason}): {', '.join(kept)}"
 
 
-def _locked(job: Job) -> Path:
+def _locked(job: Job) -> None:
     for leftover in job.store.rglob(".*"):  # half-written files of a killed process; we hold the lock
         if leftover.name != ".lock" and leftover.is_file():
             leftover.unlink()
@@ -195,13 +209,29 @@ def _locked(job: Job) -> Path:
             done.unlink()
         else:
             print(f"vqbench: {'/'.join(job.key)} is finished already; published again", file=sys.stderr)
-            return _publish(job, manifest, read_json(job.store / "run.json"))
+            distributed.agreed(False)
+            _publish(job, manifest, read_json(job.store / "run.json"))
+            return
     (job.store / "failure.json").unlink(missing_ok=True)
     began = time.time()
     inputs = job.inputs()
-    try:
+    with _recorded(job):
         _keep_state_of_these_inputs(job, inputs)
+        distributed.agreed(True)
         facts = _implementation(job.key[0])(job)
+    manifest = _manifest(job, facts, inputs)
+    run = _run_record(job, began)
+    write_json(job.store / "run.json", run)
+    write_json(done, manifest)
+    shutil.rmtree(job.store / "state", ignore_errors=True)
+    _publish(job, manifest, run)
+
+
+@contextlib.contextmanager
+def _recorded(job: Job) -> Iterator[None]:
+    """What goes wrong in here becomes ``failure.json``, the reason in the tables' rows; being told to stop is no failure."""
+    try:
+        yield
     except Interrupted:
         raise
     except Exception as error:
@@ -210,12 +240,6 @@ def _locked(job: Job) -> Path:
         if _reason(error) == "out of memory":
             raise OutOfMemory("out of memory: give the job more, or lower micro_batch or block in its spec") from error
         raise
-    manifest = _manifest(job, facts, inputs)
-    run = _run_record(job, began)
-    write_json(job.store / "run.json", run)
-    write_json(done, manifest)
-    shutil.rmtree(job.store / "state", ignore_errors=True)
-    return _publish(job, manifest, run)
 
 
 def _keep_state_of_these_inputs(job: Job, inputs: dict[str, str]) -> None:
@@ -267,11 +291,10 @@ def read_spec(spec: Any) -> dict[str, Any]:
     return dict(json.loads(canonical(spec)))
 
 
-def _publish(job: Job, manifest: dict[str, Any], run: dict[str, Any]) -> Path:
+def _publish(job: Job, manifest: dict[str, Any], run: dict[str, Any]) -> None:
     path = job.base / job.bench.manifest(job.key)
     write_json(path.with_name("run.json"), run)
     write_json(path, manifest)
-    return path
 
 
 def _run_record(job: Job, began: float) -> dict[str, Any]:
@@ -281,7 +304,7 @@ def _run_record(job: Job, began: float) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "git_commit": _git_commit(), "host": platform.node(), "python": platform.python_version(),
-        "platform": platform.platform(), "cpus": os.cpu_count(), "device": _device(),
+        "platform": platform.platform(), "cpus": os.cpu_count(), "processes": distributed.world(), "device": _device(),
         "versions": {n: v for n in names if (v := _version(n))},
         "dataset_path": getattr(job.spec, "path", None),
     }  # fmt: skip

@@ -2,6 +2,13 @@
 
 A run killed at any step resumes from its last checkpoint and ends bit-identical to one never killed (CPU): every random
 number is seeded by (seed, step, player, micro-batch), and every example by its position in the stream.
+
+Several processes (:mod:`vqbench.distributed`) take a share of each step's micro-batches. Gradients and logged terms are
+sums over micro-batches, whoever computed them, and every process then makes the same update. So the statistics of a batch
+(batch norm, minibatch deviation, adaptive weight) are those of a micro-batch, and what outlives a step (LeCam's averages,
+a codebook's first codes) is global: :meth:`Task.begin` and :meth:`Task.end_step`. DistributedDataParallel would not do:
+its hooks expect one backward pass a step, and here players take turns, micro-batches accumulate, and the adaptive weight
+differentiates halfway through.
 """
 
 from __future__ import annotations
@@ -10,14 +17,15 @@ import csv
 import io
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from vqbench import distributed
 from vqbench.artifacts import write_tensors, write_text
 from vqbench.checkpoints import (
     below,
@@ -27,11 +35,13 @@ from vqbench.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from vqbench.errors import Diverged, UserError
+from vqbench.errors import ArtifactError, Diverged, SpecError, UserError
 from vqbench.notice import Notice, ignore_in_worker
+from vqbench.optimizers import learning_rate, make_optimizer
 from vqbench.progress import Progress
 from vqbench.seeds import derive, torch_rng
-from vqbench.specs import OptimizerSpec, ScheduleSpec, TrainingSpec
+from vqbench.specs import OptimizerSpec, TrainingSpec
+from vqbench.switches import switch_on
 
 Batch = tuple[Tensor, ...]
 
@@ -66,36 +76,19 @@ class Task(ABC):
     def terms(self, player: str, batch: Batch, step: int, micro: int, rng: torch.Generator) -> Terms:
         """The player's objective; `rng` is seeded for this step, player and micro-batch, as is torch's global one."""
 
+    def begin(self, batch: Batch) -> None:  # noqa: B027
+        """Before the first step, without gradient: what starts from data. Every process is given the first micro-batch."""
+
+    def end_step(self, micro_batches: int) -> None:  # noqa: B027
+        """After a step of so many micro-batches in all processes: move what is global."""
+
 
 def device() -> torch.device:
-    """The GPU where there is one, else the CPU. fp32 means fp32: TF32 is off, or numbers would depend on the card."""
+    """The process' GPU where there is one, else the CPU. TF32 is off, or numbers would depend on the card; a recipe's
+    ``tf32`` turns it on for its own training."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def learning_rate(base: float, schedule: ScheduleSpec, step: int, steps: int, scale_final: float = 1.0) -> float:
-    """Learning rate at a step: linear warm-up, then constant or cosine from `base` to ``final_lr * scale_final``."""
-    if step < schedule.warmup_steps:
-        return base * (step + 1) / schedule.warmup_steps
-    if schedule.name == "constant":
-        return base
-    final = schedule.final_lr * scale_final
-    share = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
-    return final + (base - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-
-def make_optimizer(module: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """Adam or AdamW; AdamW decays matrices only, not biases, norms and embeddings of one dimension."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    settings: dict[str, Any] = {"lr": spec.lr, "betas": spec.betas, "eps": spec.eps}
-    if spec.name == "adam":
-        return torch.optim.Adam(parameters, weight_decay=spec.weight_decay, **settings)
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], **settings)
 
 
 class _Stream(Dataset[Batch | UserError]):
@@ -126,8 +119,14 @@ class Trainer:
     def __init__(self, task: Task, training: TrainingSpec, folder: Path, seed: int, title: str) -> None:
         self.task, self.training, self.folder, self.seed, self.title = task, training, folder, seed, title
         self.device = device()
+        self.per_step = training.batch_size // training.micro_batch
+        self.micros = distributed.share(range(self.per_step))  # this process' micro-batches of each step
+        if distributed.world() > self.per_step:
+            raise SpecError(f"{title}: {self.per_step} micro-batches a step are too few for {distributed.world()} processes; "
+                            "lower micro_batch, or the processes")  # fmt: skip
         for part in (*(p.module for p in task.players.values()), *task.extras.values()):
             part.to(self.device).train()
+        switch_on(task.players["model"].module, training)
         self.optimizers = {n: make_optimizer(p.module, p.optimizer) for n, p in task.players.items()}
         # What a task froze before the loop (a phase with parts fixed) stays frozen on every turn.
         self.trainable = {
@@ -146,22 +145,32 @@ class Trainer:
             Interrupted: a signal asked to stop; the step was ended and saved.
         """
         self._resume()
+        if self.step == 0:
+            self._begin()
         with Notice() as notice:
             self._loop(notice)
 
+    def _begin(self) -> None:
+        torch.manual_seed(derive(self.seed, "begin"))
+        with torch.no_grad():
+            self.task.begin(self._moved(self.task.examples(0, self.training.micro_batch)))
+        for player in self.task.players.values():
+            distributed.from_first([*player.module.parameters(), *player.module.buffers()])
+
     def _loop(self, notice: Notice) -> None:
         progress = Progress(self.training.steps, self.title, "step", start=self.step)
-        per_step = self.training.batch_size // self.training.micro_batch
-        batches = self._batches(self.step * per_step, self.training.steps * per_step)
+        steps = range(self.step, self.training.steps)
+        batches = self._batches(step * self.per_step + micro for step in steps for micro in self.micros)
         while self.step < self.training.steps:
-            named = self._one_step([next(batches) for _ in range(per_step)])
+            named = self._one_step([next(batches) for _ in self.micros])
             self._log(named)
             self.step += 1
             progress.update(1, **{k: v for k, v in named.items() if k != "lr"})
             last = self.step == self.training.steps
-            if self.step % self.training.checkpoint_every == 0 or last or notice.given:
+            told = notice.given_to_any()
+            if self.step % self.training.checkpoint_every == 0 or last or told:
                 self._save()
-            if notice.given and not last:
+            if told and not last:
                 raise notice.stopped(f"step {self.step}")
 
     def weights(self) -> dict[str, Tensor]:
@@ -178,16 +187,20 @@ class Trainer:
         writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in self.rows)
         return text.getvalue()
 
-    def _batches(self, first: int, end: int) -> Iterator[Batch]:
+    def _batches(self, places: Iterable[int]) -> Iterator[Batch]:
+        """The micro-batches at those places of the run."""
         stream = _Stream(self.task, self.training.micro_batch)
         workers = self.task.workers
-        loader = DataLoader(stream, batch_size=None, sampler=range(first, end), num_workers=workers,
+        loader = DataLoader(stream, batch_size=None, sampler=places, num_workers=workers,
                             pin_memory=self.device.type == "cuda", prefetch_factor=4 if workers else None,
                             worker_init_fn=ignore_in_worker)  # fmt: skip
         for batch in loader:
             if isinstance(batch, UserError):
                 raise batch
-            yield tuple(t.to(self.device, non_blocking=True) for t in batch)
+            yield self._moved(batch)
+
+    def _moved(self, batch: Batch) -> Batch:
+        return tuple(t.to(self.device, non_blocking=True) for t in batch)
 
     def _one_step(self, batches: list[Batch]) -> dict[str, float]:
         sums: dict[str, float] = {}
@@ -201,14 +214,24 @@ class Trainer:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
             self._only(name)
-            for micro, batch in enumerate(batches):
-                for key, value in self._backward(name, batch, micro, len(batches)).items():
-                    sums[key] = sums.get(key, 0.0) + value / len(batches)
+            sums |= self._accumulate(name, batches)
             self._clip(name)
             optimizer.step()
             sums.setdefault("lr", rate)
         self._update_ema()
+        self.task.end_step(self.per_step)
         return sums
+
+    def _accumulate(self, name: str, batches: list[Batch]) -> dict[str, float]:
+        """The player's gradients and terms, averaged over the micro-batches of all processes."""
+        sums: dict[str, float] = {}
+        with distributed.erring_together():
+            for micro, batch in zip(self.micros, batches, strict=True):
+                for key, value in self._backward(name, batch, micro).items():
+                    sums[key] = sums.get(key, 0.0) + value / self.per_step
+        totals = torch.tensor(list(sums.values()), dtype=torch.float64).to(self.device)
+        distributed.add_up([*(p.grad for p in self.trainable[name] if p.grad is not None), totals])
+        return dict(zip(sums, totals.tolist(), strict=True))
 
     def _clip(self, name: str) -> None:
         """Clip where the recipe does; a gradient that is not finite stops the run before it reaches the weights."""
@@ -232,7 +255,7 @@ class Trainer:
             for parameter in parameters:
                 parameter.requires_grad_(name == active)
 
-    def _backward(self, name: str, batch: Batch, micro: int, parts: int) -> dict[str, float]:
+    def _backward(self, name: str, batch: Batch, micro: int) -> dict[str, float]:
         path = ("train", self.step, name, micro)
         torch.manual_seed(derive(self.seed, *path))
         rng = torch_rng(self.seed, *path, "rng", device=self.device)
@@ -241,7 +264,7 @@ class Trainer:
         for key, value in values.items():
             if not math.isfinite(value):
                 raise self._diverged(key, name, value)
-        (terms.total / parts).backward()
+        (terms.total / self.per_step).backward()
         return {k: v for k, v in values.items() if k in terms.named}
 
     def _update_ema(self) -> None:
@@ -264,10 +287,15 @@ class Trainer:
         for name, extra in self.task.extras.items():
             tensors |= module_state(f"extra/{name}", extra)
         self.saved = self.step
-        save_checkpoint(self.folder, self.step, tensors, {"rows": self.rows})
+        if distributed.rank() == 0:
+            save_checkpoint(self.folder, self.step, tensors, {"rows": self.rows})
 
     def _resume(self) -> None:
         found = load_checkpoint(self.folder)
+        if len(set(distributed.gathered(found and found[0]))) > 1:
+            raise ArtifactError(
+                f"{self.title}: processes read different checkpoints; {self.folder} must be one folder for all"
+            )
         if found is None:
             return
         self.step, tensors, extra = found
@@ -279,10 +307,13 @@ class Trainer:
         for name, module in self.task.extras.items():
             module.load_state_dict(below(f"extra/{name}", tensors))
         self.ema = {k: v.to(self.device) for k, v in below("ema", tensors).items()}
-        print(f"vqbench: resumed {self.title} at step {self.step}", flush=True)
+        if distributed.rank() == 0:
+            print(f"vqbench: resumed {self.title} at step {self.step}", flush=True)
 
 
 def finish(trainer: Trainer, store: Path) -> None:
-    """Write the trained weights (``model.safetensors``) and the log (``losses.csv``)."""
+    """Write the trained weights (``model.safetensors``) and the log (``losses.csv``); of several processes the first does."""
+    if distributed.rank():
+        return
     write_tensors(store / "model.safetensors", trainer.weights())
     write_text(store / "losses.csv", trainer.losses_csv())

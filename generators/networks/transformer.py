@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqbench.switches import at_least_fp32
+
 EPS = 1e-6
 
 
@@ -33,7 +35,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, A, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, A, T, d)
         # normalised in fp32 also under autocast, where the gains are fp32 and attention wants q and k as v is
-        q, k = self.norm_q(q.float()).type_as(v), self.norm_k(k.float()).type_as(v)  # 2 x (B, A, T, d)
+        q, k = self.norm_q(at_least_fp32(q)).type_as(v), self.norm_k(at_least_fp32(k)).type_as(v)  # 2 x (B, A, T, d)
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         projected: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
         return projected
@@ -48,6 +50,8 @@ class Block(nn.Module):
         mlp_ratio: hidden width of the MLP over D.
         dropout: probability for attention weights and for both residual branches, in training mode.
     """
+
+    recomputed = True
 
     def __init__(self, width: int, heads: int, mlp_ratio: int, dropout: float) -> None:
         super().__init__()

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqbench.switches import at_least_fp32
+
 Kind = Literal["hinge", "non-saturating"]
 
 
@@ -39,8 +41,8 @@ def r1_penalty(discriminator: nn.Module, real: Tensor) -> Tensor:
     images = real.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = discriminator(images)
-        (gradient,) = torch.autograd.grad(logits.float().sum(), images, create_graph=True)  # (B, 3, H, W)
-        return gradient.float().square().sum((1, 2, 3)).mean()
+        (gradient,) = torch.autograd.grad(at_least_fp32(logits).sum(), images, create_graph=True)  # (B, 3, H, W)
+        return at_least_fp32(gradient).square().sum((1, 2, 3)).mean()
 
 
 class LeCam(nn.Module):
@@ -64,11 +66,12 @@ class LeCam(nn.Module):
     def update(self, logits_real: Tensor, logits_fake: Tensor) -> None:
         """Move the averages towards the means of these logits (any shape). Does nothing in eval mode.
 
-        Over several processes, give the logits of all of them, or their means.
+        The training loop calls it once a step, after it, with the means over all micro-batches of all processes; google's
+        code calls it before each batch's term, which then sees averages that are one update younger.
         """
         if self.training:
-            self.mean_real.lerp_(logits_real.float().mean(), 1 - self.decay)
-            self.mean_fake.lerp_(logits_fake.float().mean(), 1 - self.decay)
+            self.mean_real.lerp_(at_least_fp32(logits_real).mean(), 1 - self.decay)
+            self.mean_fake.lerp_(at_least_fp32(logits_fake).mean(), 1 - self.decay)
 
     def forward(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
         """The unweighted term for logits of any shape. It leaves the averages alone; see :meth:`update`."""

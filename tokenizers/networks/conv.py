@@ -21,6 +21,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
 class ResidualBlock(nn.Module):
     """Twice (normalise, SiLU, 3x3 convolution), added to the input, which a 1x1 convolution widens where needed."""
 
+    recomputed = True
+
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm1 = group_norm(in_channels)
@@ -40,6 +42,8 @@ class ResidualBlock(nn.Module):
 
 class AttentionBlock(nn.Module):
     """One head of self-attention over all positions of a map, added to the input."""
+
+    recomputed = True
 
     def __init__(self, channels: int) -> None:
         super().__init__()

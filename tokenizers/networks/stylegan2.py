@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqbench.errors import SpecError
+from vqbench.switches import at_least_fp32
 
 
 class EqualisedConv2d(nn.Module):
@@ -142,7 +143,7 @@ class StyleGAN2Discriminator(nn.Module):
         """(B, 3, H, W) -> logits (B, 1), float32 under autocast too."""
         # On the meta device (FLOPs are counted there) autocast has nothing to disable and no dtype of its own.
         with torch.autocast("cpu" if images.is_meta else images.device.type, enabled=False):
-            h = _lrelu(self.from_rgb(images.float()))  # (B, C_first, H, W)
+            h = _lrelu(self.from_rgb(at_least_fp32(images)))  # (B, C_first, H, W)
             h = self.minibatch_std(self.blocks(h))  # (B, C_last + 1, 4, 4)
             h = _lrelu(self.conv(h)).flatten(1)  # (B, C_last * 16)
             logits: Tensor = self.out(_lrelu(self.hidden(h)))  # (B, 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vqbench.errors import SpecError, nearest
 from vqbench.specs import TokenSpec
+from vqbench.switches import at_least_fp32
 from vqbench.tokenizers.base import Quantized, Quantizer
 from vqbench.tokenizers.quantizers.entropy import entropy_loss
 from vqbench.tokenizers.quantizers.layouts import from_vectors, to_vectors
@@ -86,7 +87,7 @@ class VectorQuantizer(Quantizer):
             ValueError: the map does not have the shape that the TokenSpec says.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            z = to_vectors(latents.float(), self.tokens)  # (B*N, d)
+            z = to_vectors(at_least_fp32(latents), self.tokens)  # (B*N, d)
             codes, ids, losses = self.quantize_vectors(z)  # (B*N, d), (B*N,)
         return Quantized(from_vectors(codes, self.tokens), ids.view(len(latents), -1, 1), losses)
 

@@ -38,7 +38,7 @@ rule score_tokenizer:
         scale=scale,
         digest=digest("tokenizer-scores"),
     shell:
-        "vqbench score {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench score {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
 
 
 rule score_samples:
@@ -59,7 +59,7 @@ rule score_samples:
         scale=scale,
         digest=digest("sample-scores"),
     shell:
-        "vqbench score {wildcards.samples:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench score {wildcards.samples:q} --scale {params.scale} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
 
 
 rule probe:

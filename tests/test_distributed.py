@@ -1,0 +1,123 @@
+"""Several processes give what one gives: really started, joined over gloo, and killed."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import copy_clone, run_in, snakemake, vqbench
+
+from vqbench.distributed import share
+
+SCRIPT = Path(__file__).with_name("several.py")
+TINY = ("--config", "scale=tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with the scale ``tiny``."""
+    return copy_clone(tmp_path_factory.mktemp("several") / "clone")
+
+
+def together(clone: Path, processes: int, run: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    agent = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return run_in(clone, sys.executable, "-m", *agent, str(SCRIPT), run, str(folder), **env)
+
+
+def learned(clone: Path, processes: int, run: str, folder: Path, **env: str) -> dict[str, Any]:
+    done = together(clone, processes, run, folder, **env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = torch.load(folder / "found.pt", weights_only=True)
+    return found
+
+
+def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Loss curves, weights and moving averages to 1e-9."""
+    assert len(one["rows"]) == len(other["rows"]) == 50
+    for a, b in zip(one["rows"], other["rows"], strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            assert b[name] == pytest.approx(value, rel=1e-9, abs=1e-12), (a["step"], name)
+    for part in ("weights", "extras"):
+        torch.testing.assert_close(other[part], one[part], rtol=1e-9, atol=1e-9)
+
+
+# StyleGAN2's discriminator with minibatch deviation, LeCam and EMA; PatchGAN's batch norm and the adaptive weight.
+@pytest.mark.parametrize(("run", "processes"), [("cq-k16384", 2), ("cq-k16384", 3), ("vqgan-k1024", 2)])
+@pytest.mark.timeout(300)
+def test_the_loss_curve_is_that_of_one_process(tiny: Path, tmp_path: Path, run: str, processes: int) -> None:
+    assert_close(learned(tiny, 1, run, tmp_path / "one"), learned(tiny, processes, run, tmp_path / "more"))
+
+
+@pytest.mark.timeout(300)
+def test_recomputed_activations_change_nothing(tiny: Path, tmp_path: Path) -> None:
+    plain = learned(tiny, 1, "vqgan-k1024", tmp_path / "plain")
+    again = learned(tiny, 1, "vqgan-k1024", tmp_path / "again", SWITCHES="recompute")
+    assert plain["rows"] == again["rows"]
+    torch.testing.assert_close(again["weights"], plain["weights"], rtol=0, atol=0)
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_worker_ends_all_and_the_next_call_goes_on(tiny: Path, tmp_path: Path) -> None:
+    calm = learned(tiny, 2, "cq-k16384", tmp_path / "calm")
+    folder = tmp_path / "killed"
+    first = together(tiny, 2, "cq-k16384", folder, KILL="1:33")
+    assert first.returncode != 0 and not (folder / "found.pt").exists()
+    left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout
+    assert not left, f"processes were left over: {left}"
+    again = learned(tiny, 2, "cq-k16384", folder)
+    assert again["rows"] == calm["rows"]
+    torch.testing.assert_close(again["weights"], calm["weights"], rtol=0, atol=0)
+
+
+@pytest.mark.timeout(550)
+def test_tokens_samples_and_scores_are_gathered_exactly(tmp_path: Path) -> None:
+    """The steps of a small DAG again in 2 and 3 processes: the same bytes."""
+    clone = copy_clone(tmp_path / "clone")
+    done = snakemake(clone, "results/tiny/table6b.csv", "cq-b-k16384-s10", *TINY, "--show-failed-logs")
+    assert done.returncode == 0, done.stderr[-4000:]
+    steps = [
+        ("tokens/cq-k16384/photos-tiny/train", ["tokenize", "cq-k16384", "--split", "train"], 2),
+        ("samples/cq-b-k16384-s10", ["sample", "cq-b-k16384-s10"], 2),
+        ("samples/cq-b-k16384-s10", ["sample", "cq-b-k16384-s10"], 3),
+        ("tokenizer-scores/cq-k16384/photos-tiny", ["score", "cq-k16384"], 2),
+        ("sample-scores/cq-b-k16384-s10", ["score", "cq-b-k16384-s10"], 3),
+    ]
+    for name, words, processes in steps:
+        kind, _, rest = name.partition("/")
+        known = {path: json.loads(path.read_text()) for path in (clone / "results" / "tiny").rglob("manifest.json")}
+        (path,) = [p for p, m in known.items() if (m["kind"], m["name"]) == (kind, rest)]
+        before = known[path]
+        shutil.rmtree(clone / before["store"])
+        path.unlink()
+        done = vqbench(clone, *words, "--scale", "tiny", "--processes", str(processes))
+        assert done.returncode == 0, done.stderr[-3000:]
+        after = json.loads(path.read_text())
+        assert after["outputs"] == before["outputs"] and after["facts"] == before["facts"], name
+        assert json.loads(path.with_name("run.json").read_text())["processes"] == processes
+
+
+@pytest.mark.timeout(300)
+def test_what_goes_wrong_in_one_process_is_said_without_a_traceback(clone: Path) -> None:
+    done = snakemake(clone, "results/tiny/datasets/photos-tiny/manifest.json", *TINY)
+    done = vqbench(clone, "reference", "photos-tiny", "--scale", "tiny", "--processes", "2")
+    assert done.returncode == 2 and "runs in one process" in done.stderr
+    done = vqbench(clone, "train-tokenizer", "cq-k16384", "--scale", "tiny", "--processes", "2")  # no data set yet
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "manifest.json" in done.stderr
+    done = vqbench(clone, "train-tokenizer", "cq-k16384", "--scale", "tiny", "--processes", "1", "--nodes", "2")
+    assert done.returncode == 2 and "Slurm" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("count", "among"), [(8, 1), (8, 3), (2, 5), (0, 2)])
+def test_shares_cover_everything_once_and_evenly(count: int, among: int) -> None:
+    parts = [share(range(count), number, among) for number in range(among)]
+    assert [i for part in parts for i in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert max(map(len, parts)) == math.ceil(count / among)
