@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from vqbench.errors import PeerLost, UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -70,7 +72,8 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
     for bucket in _buckets(tensors):
         flat = torch.cat([t.detach().reshape(-1) for t in bucket])
-        distributed.all_reduce(flat)
+        with _meeting():
+            distributed.all_reduce(flat)
         for tensor, total in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
             tensor.detach().copy_(total.view_as(tensor))
 
@@ -95,15 +98,14 @@ def gathered(value: T) -> list[T]:
     from torch import distributed
 
     found: list[T | None] = [None] * world()
-    distributed.all_gather_object(found, value)
+    with _meeting():
+        distributed.all_gather_object(found, value)
     return found  # type: ignore[return-value]
 
 
 @contextmanager
 def erring_together() -> Iterator[None]:
     """A user's error in one process is raised in all: none waits for one that left. All processes pass through here."""
-    from vqbench.errors import UserError
-
     mine: UserError | None = None
     try:
         yield
@@ -119,8 +121,9 @@ def from_first(tensors: Sequence[Tensor]) -> None:
     if world() > 1:
         from torch import distributed
 
-        for tensor in tensors:
-            distributed.broadcast(tensor.detach(), src=0)
+        with _meeting():
+            for tensor in tensors:
+                distributed.broadcast(tensor.detach(), src=0)
 
 
 def agreed(value: T) -> T:
@@ -130,5 +133,16 @@ def agreed(value: T) -> T:
     from torch import distributed
 
     found = [value]
-    distributed.broadcast_object_list(found, src=0)
+    with _meeting():
+        distributed.broadcast_object_list(found, src=0)
     return found[0]
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """What torch raises where another process is gone becomes a line; that one has said what went wrong."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise PeerLost(f"process {rank()} stops, another one of this step is gone ({reason})") from None

@@ -34,6 +34,10 @@ class Diverged(UserError):
     """A loss that became NaN or infinite; names the term and the last good checkpoint."""
 
 
+class PeerLost(UserError):
+    """Another process of the same step ended, and has said why."""
+
+
 class Interrupted(UserError):
     """A signal asked the step to stop; its state is saved. No failure: the same command goes on from there."""
 

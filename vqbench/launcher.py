@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import platform
 import subprocess
 import sys
 
@@ -28,21 +30,22 @@ def launch(processes: int, nodes: int) -> int:
     config = LaunchConfig(min_nodes=nodes, max_nodes=nodes, nproc_per_node=processes, max_restarts=0, monitor_interval=0.1,
                           run_id=os.environ.get("SLURM_JOB_ID", "vqbench"), rdzv_backend="c10d",
                           rdzv_endpoint=os.environ.get(MEETING, "localhost:0"))  # fmt: skip
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
     try:
         elastic_launch(config, sys.executable)("-m", "vqbench.cli", *sys.argv[1:])
-    except ChildFailedError as error:  # the processes have said what went wrong
+    except ChildFailedError as error:
         statuses = [failure.exitcode for failure in error.failures.values()]
         return os.EX_TEMPFAIL if os.EX_TEMPFAIL in statuses else max([s for s in statuses if s > 0], default=1)
     return 0
 
 
 def _on_each_node(nodes: int) -> int:
-    """The same command once on each node of the Slurm job, where the agents meet on its first one."""
-    job, names = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_NODELIST")
-    if not job or not names:
-        raise SpecError(f"--nodes {nodes} needs a Slurm job of {nodes} nodes; on one machine use --processes alone")
-    hosts = subprocess.run(["scontrol", "show", "hostnames", names], capture_output=True, text=True, check=True).stdout
-    place = {**os.environ, MEETING: f"{hosts.split()[0]}:{29500 + int(job) % 1000}"}
+    """The same command once on each node of the Slurm job; the agents meet on this one, where the job's script runs."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job or os.environ.get("SLURM_JOB_NUM_NODES") != str(nodes):
+        raise SpecError(f"--nodes {nodes} needs a Slurm job of {nodes} nodes (sbatch --nodes={nodes}); on one machine use "
+                        "--processes alone")  # fmt: skip
+    place = {**os.environ, MEETING: f"{platform.node()}:{29500 + int(job) % 1000}"}
     command = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", sys.executable,
                "-m", "vqbench.cli", *sys.argv[1:]]  # fmt: skip
     return subprocess.run(command, env=place).returncode

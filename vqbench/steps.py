@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from vqbench import distributed
 from vqbench.artifacts import describe, read_json, verify, write_json
 from vqbench.closure import code_digest
-from vqbench.errors import ArtifactError, Interrupted, OutOfMemory, StaleSpec, UserError
+from vqbench.errors import ArtifactError, Interrupted, OutOfMemory, PeerLost, StaleSpec, UserError
 from vqbench.papers import KINDS, Bench, Key, Step, bench, score_keys
 from vqbench.specs import canonical, digest_of
 
@@ -232,7 +232,7 @@ def _recorded(job: Job) -> Iterator[None]:
     """What goes wrong in here becomes ``failure.json``, the reason in the tables' rows; being told to stop is no failure."""
     try:
         yield
-    except Interrupted:
+    except (Interrupted, PeerLost):
         raise
     except Exception as error:
         with contextlib.suppress(ArtifactError):  # a full disk must not hide the error itself
