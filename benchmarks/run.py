@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/run.py --only ssim,frechet --runs 5
 
-Under 40 minutes on two idle cores. `--only` prints its rows and leaves the page as it is.
+Under 40 minutes on two idle cores. `--only` prints its rows and leaves the page as it is; with `--again` it puts them in place
+of the page's own, which then says so.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ def main() -> None:
         plan = _prepare(args, Path(folder))
         rows = [row for name in args.only or CASES for row in CASES[name](plan)]
     page = _page(rows, plan, time.monotonic() - began)
-    if args.only or args.small:
+    if args.again:
+        write_text(PAGE, _again(PAGE.read_text(encoding="utf-8"), page, _command(plan, args.only)))
+        print(f"{PAGE.relative_to(ROOT)}: {len(rows)} rows measured again")
+    elif args.only or args.small:
         print(page)
     else:
         write_text(PAGE, page)
@@ -49,7 +53,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="runs of each side (default 3); ratios are of medians")
     parser.add_argument("--confirm", type=int, default=1000, help="images a side of one larger run; 0: none")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that every case runs; writes nothing")
+    parser.add_argument("--again", action="store_true", help="with --only: replace those rows of the page")
     args = parser.parse_args()
+    if args.again and (args.small or not args.only):
+        parser.error("--again goes with --only, and not with --small")
     for name in args.only or ():
         if name not in CASES:
             parser.error(f"no case '{name}'; there are {', '.join(CASES)}")
@@ -98,8 +105,27 @@ def _page(rows: list[Row], plan: Plan, seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _command(plan: Plan) -> str:
+def _again(before: str, now: str, command: str) -> str:
+    """The page with rows and remarks of `now` in place of its own for the same work."""
+    fresh = {_subject(line): line for line in now.splitlines() if _subject(line)}
+    missing = set(fresh) - {_subject(line) for line in before.splitlines()}
+    if missing:
+        raise SystemExit(f"the page has no row for: {'; '.join(sorted(missing))}; run make benchmark")
+    lines = [fresh.get(_subject(line), line) for line in before.splitlines()]
+    return "\n".join(lines).replace(" Both sides of", f" Again by itself: `{command}`. Both sides of", 1) + "\n"
+
+
+def _subject(line: str) -> str:
+    """Work and peer of a row, or of a remark; nothing of other lines."""
+    if line.startswith("| ") and not line.startswith("| work |"):
+        return "|".join(line.split("|")[1:3])
+    return line.partition(": ")[0] if line.startswith("- ") and not line.startswith("- **") else ""
+
+
+def _command(plan: Plan, only: list[str] | None = None) -> str:
     """What made the page: a shorter run than the default does not go by its name."""
+    if only:
+        return f"benchmarks/run.py --only {','.join(only)} --runs {plan.runs} --confirm {plan.confirm}"
     usual = Plan(plan.folder)
     if (plan.runs, plan.confirm, plan.images) == (usual.runs, usual.confirm, usual.images):
         return "make benchmark"

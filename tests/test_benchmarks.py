@@ -45,3 +45,17 @@ def test_an_unknown_case_is_named() -> None:
         [sys.executable, "benchmarks/run.py", "--only", "speed"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2 and "no case 'speed'" in done.stderr
+
+
+def test_rows_that_are_measured_again_take_the_place_of_the_page_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from run import PAGE, _again
+
+    before = PAGE.read_text(encoding="utf-8")
+    (row,) = [line for line in before.splitlines() if line.startswith("| the whole suite over 200 pairs |")]
+    again = row.replace("| at least 2x |", "| at least 7x |")
+    after = _again(before, f"{again}\n", "benchmarks/run.py --only suite")
+    assert again in after and row not in after and "Again by itself: `benchmarks/run.py --only suite`." in after
+    assert len(after.splitlines()) == len(before.splitlines())
+    with pytest.raises(SystemExit, match="no row for"):
+        _again(before, "| something else | a peer | 1.00x |", "")
