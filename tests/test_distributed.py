@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from helpers import copy_clone, run_in, snakemake, vqbench
+import yaml
+from helpers import copy_clone, environment, run_in, snakemake, vqbench
 
 from vqbench.distributed import share
 
@@ -121,3 +127,68 @@ def test_shares_cover_everything_once_and_evenly(count: int, among: int) -> None
     assert [i for part in parts for i in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert max(map(len, parts)) == math.ceil(count / among)
+
+
+def started(clone: Path, log: Path) -> subprocess.Popen[bytes]:
+    """A training in two processes, in its loop."""
+    command = [
+        sys.executable,
+        "-m",
+        "vqbench.cli",
+        "train-tokenizer",
+        "cq-k16384",
+        "--scale",
+        "tiny",
+        "--processes",
+        "2",
+    ]
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=clone, stdout=file, stderr=file, env=environment(clone))
+    deadline = time.monotonic() + 90
+    while "step/s" not in log.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    return process
+
+
+def workers(clone: Path) -> list[psutil.Process]:
+    """Processes that work in that clone."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd() == str(clone):
+                found.append(process)
+    return found
+
+
+@pytest.mark.timeout(400)
+def test_a_notice_and_a_killed_agent_lose_nothing(clone: Path, tmp_path: Path) -> None:
+    path = clone / "workflow" / "scales" / "tiny.yaml"
+    scale = yaml.safe_load(path.read_text())
+    scale["tokenizers"]["training"] |= {"steps": 300, "checkpoint_every": 300}  # only a notice saves in between
+    path.write_text(yaml.safe_dump(scale, sort_keys=False))
+    needed = [f"results/tiny/{p}/manifest.json" for p in ("datasets/photos-tiny", "pretrained/tiny-classifier")]
+    assert snakemake(clone, *needed, *TINY).returncode == 0
+    log = tmp_path / "log"
+
+    told = started(clone, log)
+    told.send_signal(signal.SIGTERM)
+    assert told.wait(60) == os.EX_TEMPFAIL, log.read_text()
+    assert "stopped by SIGTERM" in log.read_text() and "Traceback" not in log.read_text()
+    assert list((clone / "results").rglob("checkpoint-*.json"))
+
+    killed = started(clone, log)
+    killed.kill()
+    killed.wait()
+    deadline = time.monotonic() + 30
+    while workers(clone):
+        assert time.monotonic() < deadline, "processes outlived their agent"
+        time.sleep(0.2)
+
+    manifest = clone / "results" / "tiny" / "tokenizers" / "cq-k16384" / "manifest.json"
+    disturbed = vqbench(clone, "train-tokenizer", "cq-k16384", "--scale", "tiny", "--processes", "2")
+    assert disturbed.returncode == 0 and "resumed" in disturbed.stdout, disturbed.stderr
+    before = manifest.read_bytes()
+    shutil.rmtree(clone / json.loads(before)["store"])
+    assert vqbench(clone, "train-tokenizer", "cq-k16384", "--scale", "tiny", "--processes", "2").returncode == 0
+    assert manifest.read_bytes() == before

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from vqbench.errors import ArtifactError
+from vqbench.specs import digest_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,6 +126,18 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} is missing; run the step that makes it") from None
     except ValueError as error:
         raise ArtifactError(f"{path} is damaged ({error}); remove it and run its step again") from None
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """A JSON mapping that holds its own digest under ``self``.
+
+    Raises:
+        ArtifactError: missing, not JSON, or changed since it was written.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("self") != digest_of({k: v for k, v in found.items() if k != "self"}):
+        raise ArtifactError(f"{path} is damaged: it does not match its own digest; remove it and run again")
+    return found
 
 
 def describe(folder: Path, files: Iterable[str]) -> dict[str, dict[str, Any]]:

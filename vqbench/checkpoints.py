@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqbench.artifacts import read_json, read_tensors, sha256_file, write_json, write_tensors
+from vqbench.artifacts import read_sealed, read_tensors, sha256_file, write_json, write_tensors
 from vqbench.errors import ArtifactError
+from vqbench.specs import digest_of
 
 KEEP = 2
 
@@ -19,24 +20,37 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], extra: 
     """Write ``checkpoint-<step>.safetensors`` and its JSON; older ones beyond the last two are removed afterwards."""
     path = folder / f"checkpoint-{step:09d}.safetensors"
     write_tensors(path, tensors)
-    write_json(path.with_suffix(".json"), {"step": step, "sha256": sha256_file(path), "extra": extra})
+    body = {"step": step, "run": folder.parent.name, "sha256": sha256_file(path), "extra": extra}
+    write_json(path.with_suffix(".json"), body | {"self": digest_of(body)})
     for old in sorted(folder.glob("checkpoint-*.json"))[:-KEEP]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """(step, tensors, extra) of the newest checkpoint whose bytes match its digest; damaged ones are named and passed over."""
+    """(step, tensors, extra) of the newest checkpoint that is whole and this run's; others are named and passed over."""
     for record in sorted(folder.glob("checkpoint-*.json"), reverse=True):
         path = record.with_suffix(".safetensors")
         try:
-            listed = read_json(record)
+            listed = _record(record)
             if sha256_file(path) != listed["sha256"]:
                 raise ArtifactError(f"{path} does not match its digest")
             return listed["step"], read_tensors(path), listed["extra"]
         except ArtifactError as error:
             print(f"vqbench: checkpoint passed over: {error}", file=sys.stderr)
     return None
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What stands beside a checkpoint.
+
+    Raises:
+        ArtifactError: damaged, or another run's or step's under this name.
+    """
+    found = read_sealed(path)
+    if f"checkpoint-{found['step']:09d}" != path.stem or found["run"] != path.parent.parent.name:
+        raise ArtifactError(f"{path} is of another run or step")
+    return found
 
 
 def module_state(prefix: str, module: nn.Module) -> dict[str, Tensor]:

@@ -28,10 +28,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except SpecError as error:
         _stop(str(error), 2)
     except Interrupted as error:
+        from vqbench.distributed import launched
         from vqbench.notice import queue_again
 
         print(f"vqbench: {error}", file=sys.stderr, flush=True)
-        queue_again()
+        if not launched():  # else who started the processes does it, once for all
+            queue_again()
         sys.exit(os.EX_TEMPFAIL)
     except UserError as error:
         _stop(str(error), 1)

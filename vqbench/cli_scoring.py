@@ -60,14 +60,12 @@ def add(verbs: Any, verb: AddVerb) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    import numpy as np
-
     from vqbench.eval.evaluate import evaluate
 
     report = evaluate(
         args.generated, args.reference, protocol=args.protocol, metrics=_names(args.metrics), pairs=args.pairs,
         judge=args.judge, weights=_weights(args.weights), engine=args.engine, num_codes=args.num_codes,
-        ids=np.load(_there(args.ids), mmap_mode="r") if args.ids else None,
+        ids=_ids(args.ids) if args.ids else None,
         captions=_there(args.captions).read_text(encoding="utf-8").splitlines() if args.captions else None,
         device=args.device, value_range=RANGES.get(args.value_range),
     )  # fmt: skip
@@ -124,6 +122,15 @@ def _weights(given: list[str]) -> dict[str, Path]:
             raise SpecError(f"--weights {text}: expected KIND=FILE, e.g. inception-v3=inception.pth")
         found[kind] = Path(path)
     return found
+
+
+def _ids(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        return np.load(_there(path), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SpecError(f"{path} is no .npy file of ids ({error}); save them with numpy.save") from None
 
 
 def _there(path: Path) -> Path:

@@ -7,7 +7,10 @@ process group is made. Process 0 alone writes what a step publishes.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 BUCKET = 1 << 24  # numbers that are added over the processes at once: 64 MiB of float32
 
 
@@ -43,10 +47,17 @@ def join() -> None:
 
     if world() == 1 or distributed.is_initialized():
         return
+    _end_with_parent()
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if gpu else "gloo")
+
+
+def _end_with_parent() -> None:
+    """torchrun starts processes in sessions of their own: if it is killed, Linux tells them to save and stop."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def leave() -> None:

@@ -6,16 +6,17 @@ workflow/scales/<scale>.yaml; the shape of the DAG is the papers' alone.
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from vqbench.artifacts import read_json
 from vqbench.clone import CLONE, WORKFLOW, read_yaml, scale_of, scale_root, scales
-from vqbench.errors import SpecError, nearest
+from vqbench.errors import ArtifactError, SpecError, nearest
 from vqbench.graph import KINDS, TRAINED, Key, Step
 from vqbench.products import FIRST_PAPER, Figure, Products, Row, Table
 from vqbench.resolve import Overlay, resolve_generator, resolve_samples, resolve_tokenizer, resolve_training
+from vqbench.shapes import check_names, check_paper, understood
 from vqbench.specs import DatasetSpec, GeneratorSpec, PretrainedSpec, SampleSpec, TokenizerSpec, parse
 
 __all__ = [
@@ -35,8 +36,11 @@ class Bench(Products):
         self.overlay = Overlay(read_yaml(workflow / "scales" / f"{scale}.yaml"), scale)
         self.recipes = _load_recipes(workflow / "recipes")
         self.papers = {p.stem: read_yaml(p) for p in sorted((workflow / "papers").glob("*.yaml"))}
+        check_names(self.papers, "papers")
         shared = read_yaml(workflow / "datasets.yaml")
         pretrained = read_yaml(workflow / "pretrained.yaml")
+        check_names(shared, "datasets.yaml")
+        check_names(pretrained, "pretrained.yaml")
         self.datasets = {k: parse(DatasetSpec, v, f"data set '{k}'") for k, v in shared.items()}
         self.pretrained = {k: self._pretrained(k, v) for k, v in pretrained.items()}
         self.tokenizers: dict[str, TokenizerSpec] = {}
@@ -50,17 +54,17 @@ class Bench(Products):
 
     def _pretrained(self, name: str, entry: dict[str, Any]) -> PretrainedSpec:
         where = f"pretrained '{name}'"
-        entry = dict(entry)
+        with understood(where):
+            return self._resolved_pretrained(dict(entry), where)
+
+    def _resolved_pretrained(self, entry: dict[str, Any], where: str) -> PretrainedSpec:
         dataset = self.datasets.get(entry.get("dataset") or "")
         if "training" in entry:
             entry["training"] = resolve_training(entry["training"], dataset.sizes["train"] if dataset else 0, where)
         return parse(PretrainedSpec, entry, where)
 
     def _read_runs(self, paper: str, data: dict[str, Any]) -> None:
-        known = {"paper", "title", "tokenizers", "generators", "samples", "tables", "figures", "controls", "ood"}
-        for key in data:
-            if key not in known:
-                raise SpecError(f"{paper}.yaml: unknown key '{key}'; {nearest(key, known)}")
+        check_paper(paper, data)
         for kind in ("tokenizers", "generators", "samples"):
             for run_id, entry in (data.get(kind) or {}).items():
                 where = f"{paper}.yaml: {kind[:-1] if kind != 'samples' else kind} '{run_id}'"
@@ -68,10 +72,9 @@ class Bench(Products):
                     raise SpecError(
                         f"{where}: the id is taken by {self._owner[run_id]}.yaml; ids are unique across papers"
                     )
-                if not isinstance(entry, dict):
-                    raise SpecError(f"{where}: is {entry!r}: expected a mapping such as {{family: ...}}")
                 self._owner[run_id] = paper
-                self._read_run(kind, run_id, dict(entry), where)
+                with understood(where):
+                    self._read_run(kind, run_id, dict(entry), where)
 
     def _read_run(self, kind: str, run_id: str, entry: dict[str, Any], where: str) -> None:
         entry.pop("tables", None), entry.pop("label", None)
@@ -86,7 +89,10 @@ class Bench(Products):
 
     def _read_accepted(self) -> dict[str, dict[str, str]]:
         path = CLONE / self.root / "accepted.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        found = read_json(path) if path.is_file() else {}
+        if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
+            raise ArtifactError(f"{path} is damaged; remove it, and accept again what you want to keep")
+        return found
 
 
 def score_keys(bench: Bench) -> list[Key]:
@@ -104,6 +110,8 @@ def _load_recipes(folder: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.yaml")):
         for variant, entry in read_yaml(path).items():
+            if not isinstance(entry, dict):
+                raise SpecError(f"{path.name}: recipe '{variant}' is {entry!r}: expected a mapping")
             found[f"{path.stem}/{variant}"] = entry
     return found
 

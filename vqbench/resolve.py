@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from vqbench.errors import SpecError, nearest
 from vqbench.rooms import Room, families, family_literals
+from vqbench.shapes import ScaleShape
 from vqbench.specs import DatasetSpec, GeneratorSpec, SampleSpec, TokenizerSpec, TokenSpec, parse
 
 
@@ -19,25 +20,11 @@ class Overlay:
     left alone, so a new family is scaled without an entry of its own.
     """
 
-    KEYS: ClassVar = [
-        "about",
-        "protocol",
-        "roles",
-        "datasets",
-        "threads",
-        "tokens",
-        "resources",
-        "tokenizers",
-        "generators",
-        "samples",
-    ]
     SIZES: ClassVar = {"steps", "batch_size", "micro_batch", "schedule", "precision", "tf32", "compile", "recompute",
                        "checkpoint_every"}  # fmt: skip
 
     def __init__(self, data: dict[str, Any], scale: str) -> None:
-        for key in data:
-            if key not in self.KEYS:
-                raise SpecError(f"scales/{scale}.yaml: unknown key '{key}'; {nearest(key, self.KEYS)}")
+        parse(ScaleShape, data, f"scales/{scale}.yaml")
         self.scale = scale
         self.about: str = data.get("about", "")
         self.protocol: str = data["protocol"]

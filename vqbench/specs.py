@@ -20,7 +20,7 @@ Role = Literal["judge", "perceptual", "teacher"]
 class Spec(BaseModel):
     """Base of all specs: immutable, no unknown keys, hashable through :func:`digest_of`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
@@ -123,8 +123,10 @@ class PretrainedSpec(Spec):
     kind: Literal[
         "inception-v3", "lpips-vgg16", "lpips-alexnet", "vgg16", "dinov2-vitl14", "clip-vitb32", "photo-classifier"
     ]
-    url: str | None = None
-    filename: str | None = None
+    url: str | None = Field(default=None, pattern=r"^https://")
+    filename: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="in torch's hub cache"
+    )
     sha256_prefix: str | None = Field(default=None, description="published digest or the prefix in the file's name")
     dataset: str | None = None
     resolution: int | None = None
@@ -187,7 +189,12 @@ def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces: the text that is hashed."""
     if isinstance(value, Spec):
         value = value.model_dump(mode="json", exclude={"path"})
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            f"a spec holds what cannot be written down ({error}): only finite numbers, text, lists, mappings"
+        ) from None
 
 
 def digest_of(value: Any) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vqbench import distributed
-from vqbench.artifacts import describe, read_json, verify, write_json
+from vqbench.artifacts import describe, read_json, read_sealed, verify, write_json
 from vqbench.closure import code_digest
 from vqbench.errors import ArtifactError, Interrupted, OutOfMemory, PeerLost, StaleSpec, UserError
 from vqbench.papers import KINDS, Bench, Key, Step, bench, score_keys
@@ -106,10 +106,7 @@ def finished(bench: Bench, key: Key, base: Path, check_files: bool = True) -> Fi
         StaleSpec: it was made from another spec or code than `bench` asks for now.
     """
     path = base / bench.manifest(key)
-    manifest = read_json(path)
-    body = {k: v for k, v in manifest.items() if k != "self"}
-    if manifest.get("self") != digest_of(body):
-        raise ArtifactError(f"{path} is damaged: it does not match its own digest; remove it and run again")
+    manifest = read_sealed(path)
     if manifest["digest"] != bench.digest(key):
         raise StaleSpec(
             f"{path} was made from another spec or code ({manifest['digest'][:12]}, wanted {bench.digest(key)[:12]}); "
@@ -199,8 +196,8 @@ def _locked(job: Job) -> None:
             leftover.unlink()
     done = job.store / "finished.json"
     if done.is_file():
-        manifest = read_json(done)
         try:
+            manifest = read_sealed(done)
             verify(job.store, manifest["outputs"], done)
             if manifest["inputs"] != job.inputs():
                 raise ArtifactError(f"{done} was made from other inputs than there are now")
@@ -210,7 +207,7 @@ def _locked(job: Job) -> None:
         else:
             print(f"vqbench: {'/'.join(job.key)} is finished already; published again", file=sys.stderr)
             distributed.agreed(False)
-            _publish(job, manifest, read_json(job.store / "run.json"))
+            _publish(job, manifest, _kept_record(job))
             return
     (job.store / "failure.json").unlink(missing_ok=True)
     began = time.time()
@@ -242,11 +239,20 @@ def _recorded(job: Job) -> Iterator[None]:
         raise
 
 
+def _kept_record(job: Job) -> dict[str, Any]:
+    """How a finished step was run. No number hangs on it: where it was lost, the step is finished all the same."""
+    try:
+        return dict(read_json(job.store / "run.json"))
+    except (ArtifactError, TypeError, ValueError):
+        return {"lost": "the record of this run was missing or damaged when it was published again"}
+
+
 def _keep_state_of_these_inputs(job: Job, inputs: dict[str, str]) -> None:
     """Training state made from other bytes (an input was made again) is not resumed: old and new would mix."""
     record = job.state / "inputs.json"
-    if record.is_file() and read_json(record) == inputs:
-        return
+    with contextlib.suppress(ArtifactError):  # missing, or damaged: then the state is not known to fit
+        if read_json(record) == inputs:
+            return
     if any(job.state.iterdir()):
         print(f"vqbench: the inputs of {'/'.join(job.key)} changed; its unfinished state is dropped", file=sys.stderr)
         shutil.rmtree(job.state)
@@ -259,7 +265,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     out_of_memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
-    if out_of_memory or "can't allocate memory" in str(error):
+    if out_of_memory or "allocate memory" in str(error):
         return "out of memory"
     return f"{type(error).__name__}: {error}".splitlines()[0]
 

@@ -5,12 +5,13 @@ Split from :mod:`vqbench.pretrained` so that ``doctor`` and ``fetch-weights`` ne
 
 from __future__ import annotations
 
+import http.client
 import os
 import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vqbench.artifacts import sha256_file
 from vqbench.errors import MissingWeights, SpecError, nearest
@@ -84,25 +85,42 @@ def fetch(bench: Bench, name: str) -> Path:
     try:
         _download(str(spec.url), Path(temporary))
         check_weights(spec, Path(temporary))
+        Path(temporary).chmod(0o644)
         Path(temporary).replace(target)
     finally:
         Path(temporary).unlink(missing_ok=True)
     return target
 
 
+class _HttpsOnly(urllib.request.HTTPRedirectHandler):
+    """A redirect must stay on https."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """The next request."""
+        if not newurl.startswith("https://"):
+            raise MissingWeights(f"{req.full_url} leads to {newurl}, which is not https; it is not fetched")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_HttpsOnly)
+
+
 def _download(url: str, path: Path) -> None:
     if not url.startswith("https://"):
         raise MissingWeights(f"{url} is not https; it is not fetched")
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer, path.open("wb") as file:
-            total = int(answer.headers.get("Content-Length") or 0)
+        with _OPENER.open(url, timeout=60) as answer, path.open("wb") as file:
+            length = answer.headers.get("Content-Length", "")
+            total = int(length) if length.isascii() and length.isdigit() else 0
             progress = Progress(total, path.name, "B")
             while chunk := answer.read(1 << 20):
                 file.write(chunk)
                 progress.update(len(chunk))
                 if progress.done > LARGEST:
                     raise MissingWeights(f"{url} is larger than {LARGEST >> 30} GiB; it is not what it should be")
-    except (urllib.error.URLError, TimeoutError, OSError) as error:
+            if total and progress.done != total:
+                raise MissingWeights(f"{url} ended after {progress.done} of {total} bytes; fetch it again")
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, OSError) as error:
         raise MissingWeights(
             f"could not fetch {url}: {error}; fetch it elsewhere and copy it to {path.parent}"
         ) from None

@@ -17,7 +17,7 @@ rule check_dataset:
         scale=scale,
         digest=digest("dataset"),
     shell:
-        "vqbench check-dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench check-dataset {wildcards.dataset:q} --scale {params.scale:q} --expect {params.digest} 2> {log:q}"
 
 
 rule pretrained:
@@ -38,4 +38,4 @@ rule pretrained:
         scale=scale,
         digest=digest("pretrained"),
     shell:
-        "vqbench pretrained {wildcards.pretrained:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench pretrained {wildcards.pretrained:q} --scale {params.scale:q} --expect {params.digest} 2> {log:q}"

@@ -17,7 +17,7 @@ rule reference:
         scale=scale,
         digest=digest("reference"),
     shell:
-        "vqbench reference {wildcards.dataset:q} --split {wildcards.split} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench reference {wildcards.dataset:q} --split {wildcards.split} --scale {params.scale:q} --expect {params.digest} 2> {log:q}"
 
 
 rule score_tokenizer:
@@ -38,7 +38,7 @@ rule score_tokenizer:
         scale=scale,
         digest=digest("tokenizer-scores"),
     shell:
-        "vqbench score {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
+        "vqbench score {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --scale {params.scale:q} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
 
 
 rule score_samples:
@@ -59,7 +59,7 @@ rule score_samples:
         scale=scale,
         digest=digest("sample-scores"),
     shell:
-        "vqbench score {wildcards.samples:q} --scale {params.scale} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
+        "vqbench score {wildcards.samples:q} --scale {params.scale:q} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
 
 
 rule probe:
@@ -80,7 +80,7 @@ rule probe:
         scale=scale,
         digest=digest("probe"),
     shell:
-        "vqbench probe {wildcards.tokenizer:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench probe {wildcards.tokenizer:q} --scale {params.scale:q} --expect {params.digest} 2> {log:q}"
 
 
 rule controls:
@@ -101,4 +101,4 @@ rule controls:
         scale=scale,
         digest=digest("controls"),
     shell:
-        "vqbench controls {wildcards.tokenizer:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench controls {wildcards.tokenizer:q} --scale {params.scale:q} --expect {params.digest} 2> {log:q}"

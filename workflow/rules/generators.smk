@@ -17,7 +17,7 @@ rule train_generator:
         scale=scale,
         digest=digest("generator"),
     shell:
-        "vqbench train-generator {wildcards.generator:q} --scale {params.scale} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
+        "vqbench train-generator {wildcards.generator:q} --scale {params.scale:q} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
 
 
 rule sample:
@@ -38,4 +38,4 @@ rule sample:
         scale=scale,
         digest=digest("samples"),
     shell:
-        "vqbench sample {wildcards.samples:q} --scale {params.scale} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
+        "vqbench sample {wildcards.samples:q} --scale {params.scale:q} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"

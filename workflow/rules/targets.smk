@@ -50,4 +50,4 @@ rule eval_only:
     params:
         scale=NAMED.scale,
     shell:
-        "vqbench settle --scale {params.scale} --write 2> {log:q}"
+        "vqbench settle --scale {params.scale:q} --write 2> {log:q}"

@@ -17,7 +17,7 @@ rule train_tokenizer:
         scale=scale,
         digest=digest("tokenizer"),
     shell:
-        "vqbench train-tokenizer {wildcards.tokenizer:q} --scale {params.scale} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
+        "vqbench train-tokenizer {wildcards.tokenizer:q} --scale {params.scale:q} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
 
 
 rule tokenize:
@@ -38,7 +38,7 @@ rule tokenize:
         scale=scale,
         digest=digest("tokens"),
     shell:
-        "vqbench tokenize {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --split {wildcards.split} --scale {params.scale} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
+        "vqbench tokenize {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --split {wildcards.split} --scale {params.scale:q} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
 
 
 rule reconstruct:
@@ -59,4 +59,4 @@ rule reconstruct:
         scale=scale,
         digest=digest("reconstruction"),
     shell:
-        "vqbench reconstruct {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --scale {params.scale} --expect {params.digest} 2> {log:q}"
+        "vqbench reconstruct {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --scale {params.scale:q} --expect {params.digest} 2> {log:q}"

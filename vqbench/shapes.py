@@ -1,0 +1,118 @@
+"""The shape of the YAML files, checked before anything is read out of them: what a run means is :mod:`vqbench.resolve`'s.
+
+A name becomes a part of paths and of shell commands, so it is letters, digits, dots, dashes and underscores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from pydantic import Field
+
+from vqbench.errors import SpecError
+from vqbench.specs import Spec, parse
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+Scalar = int | float | str
+Entries = dict[str, dict[str, Any]]
+
+
+class TableShape(Spec):
+    """``tables:`` of a paper."""
+
+    title: str
+    columns: dict[str, dict[str, str]]
+    rows: dict[str, dict[str, str]] | None = None
+    ablation: bool = False
+
+
+class FigureShape(Spec):
+    """``figures:`` of a paper."""
+
+    title: str
+    kind: str
+    runs: dict[str, list[str]] | None = None
+    tables: list[Scalar] = Field(default_factory=list)
+
+
+class PaperShape(Spec):
+    """workflow/papers/<paper>.yaml."""
+
+    paper: Any = None
+    title: str = ""
+    tokenizers: Entries | None = None
+    generators: Entries | None = None
+    samples: Entries | None = None
+    tables: dict[Scalar, TableShape] | None = None
+    figures: dict[Scalar, FigureShape] | None = None
+    controls: list[str] = Field(default_factory=list)
+    ood: dict[str, list[str]] | None = None
+
+
+class Asked(Spec):
+    """What a scale asks for one kind of job."""
+
+    gpu: int = Field(ge=0)
+    mem_mb: int = Field(gt=0)
+    runtime: Literal["plan"] | int
+
+
+class Layer(Spec):
+    """What a scale does to one kind of run."""
+
+    replace: dict[str, dict[Scalar, Scalar]] = Field(default_factory=dict)
+    set: dict[str, Any] = Field(default_factory=dict)
+    families: Entries = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    family_training: Entries = Field(default_factory=dict)
+
+
+class ScaleShape(Spec):
+    """workflow/scales/<scale>.yaml."""
+
+    about: str = ""
+    protocol: str
+    roles: dict[Literal["judge", "perceptual", "teacher"], str]
+    datasets: dict[str, str] | None = None
+    threads: int = Field(default=1, gt=0)
+    tokens: dict[str, Any] = Field(default_factory=dict)
+    resources: dict[str, Asked] | None = None
+    tokenizers: Layer | None = None
+    generators: Layer | None = None
+    samples: Layer | None = None
+
+
+def check_paper(paper: str, data: dict[str, Any]) -> None:
+    """Refuse a paper's file that is not of its shape, or a name that cannot be a path.
+
+    Raises:
+        SpecError: names file, key and value.
+    """
+    parse(PaperShape, data, f"{paper}.yaml")
+    for part in ("tokenizers", "generators", "samples", "tables", "figures"):
+        check_names(data.get(part) or {}, f"{paper}.yaml: {part}")
+
+
+def check_names(names: Mapping[Any, Any], where: str) -> None:
+    """Raises:
+    SpecError: a name with a character that is no letter, digit, dot, dash or underscore, or that starts with one of those.
+    """
+    for name in names:
+        if not NAME.fullmatch(str(name)):
+            raise SpecError(
+                f"{where}: {name!r} is not a name: letters, digits, dots, dashes and underscores, a letter or digit first"
+            )
+
+
+@contextmanager
+def understood(where: str) -> Iterator[None]:
+    """What no check foresaw in an entry ends as a line that names the entry, not as a traceback."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise SpecError(
+            f"{where}: cannot be understood ({type(error).__name__}: {error}); compare it with the entries beside it"
+        ) from None
