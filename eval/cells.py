@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.artifacts import read_json
+from vqbench.attempts import death_of
 from vqbench.errors import ArtifactError, SpecError, StaleSpec, nearest
 from vqbench.eval.facts import fact_text, interval_text, value_text
 from vqbench.eval.protocols import metric_name
@@ -66,11 +67,12 @@ def state_of(bench: Bench, key: Key, base: Path) -> tuple[str, Scores | None]:
 
 
 def failure_of(bench: Bench, key: Key, base: Path) -> str:
-    """``failed: <step>: <reason>`` for the first step `key` needs that left a ``failure.json``; "" where none did."""
+    """``failed: <step>: <reason>`` for the first step `key` needs that failed or died; "" where none did."""
     for need in bench.with_upstream([key]):
-        path = base / bench.root / "store" / need[0] / need[1] / bench.digest(need)[:16] / "failure.json"
-        if path.is_file():
-            return f"failed: {'/'.join(need)}: {read_json(path)['reason']}"
+        store = base / bench.root / "store" / need[0] / need[1] / bench.digest(need)[:16]
+        reason = read_json(path)["reason"] if (path := store / "failure.json").is_file() else death_of(store)
+        if reason:
+            return f"failed: {'/'.join(need)}: {reason}"
     return ""
 
 

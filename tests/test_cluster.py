@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers import copy_clone, snakemake
+from helpers import copy_clone, snakemake, vqbench
 
 from vqbench.slurm import _minutes, _partitions
 
@@ -47,12 +47,38 @@ def test_run_times_follow_the_plan(place: Path) -> None:
     """Twice the estimate and half an hour, at the user's rate; a faster GPU asks for less."""
     (place / "cluster.yaml").write_text("longest: 1000000\ntflops_fp32: 15\n")
     slow = [int(j["runtime"]) for j in asked(place, "results/table2.csv")["sample"]]
-    recorded = json.loads((place / "results" / "estimates.json").read_text())
+    assert not (place / "results" / "estimates.json").exists(), "what is shipped is counted already"
+    recorded = json.loads((place / "workflow" / "estimates" / "paper.json").read_text())
     flops = [v["flops"] for k, v in recorded.items() if k.startswith("samples/")]
     assert all(any(abs(m - 30 - 2 * f / 15e12 / 60) <= 1 for f in flops) for m in slow), (slow, flops)
     (place / "cluster.yaml").write_text("longest: 1000000\ntflops_fp32: 30\n")
     fast = [int(j["runtime"]) for j in asked(place, "results/table2.csv")["sample"]]
     assert all(abs((f - 30) * 2 - (s - 30)) <= 2 for f, s in zip(sorted(fast), sorted(slow), strict=True))
+
+
+def test_the_shipped_estimates_are_those_of_the_specs(place: Path, tmp_path: Path) -> None:
+    done = vqbench(place, "estimate", "--scale", "paper", "--out", str(tmp_path / "now.json"))
+    assert done.returncode == 0, done.stderr
+    mend = "vqbench estimate --scale paper --out workflow/estimates/paper.json"
+    assert json.loads((tmp_path / "now.json").read_text()) == json.loads(
+        (place / "workflow" / "estimates" / "paper.json").read_text()
+    ), f"a spec changed: {mend}"
+
+
+def test_gpus_that_share_a_job_get_its_memory_each_and_its_time_together(place: Path) -> None:
+    """As many as the user has, but not more than a training has micro-batches a step."""
+    (place / "cluster.yaml").write_text("longest: 1000000\n")
+    one = asked(place, "results/table2.csv")
+    (place / "cluster.yaml").write_text("longest: 1000000\ngpus: 4\n")
+    four = asked(place, "results/table2.csv")
+    for name in ("train_tokenizer", "train_generator", "sample", "tokenize", "score_samples"):
+        for a, b in zip(one[name], four[name], strict=True):
+            assert (b["gpu"], int(b["mem_mb"]), int(b["cpus_per_task"])) == (
+                "4", 4 * int(a["mem_mb"]), 4 * int(a["cpus_per_task"])
+            ), name  # fmt: skip
+            if name != "score_samples":
+                assert abs((int(a["runtime"]) - 30) / 4 - (int(b["runtime"]) - 30)) <= 1, name
+    assert {j["gpu"] for j in four["reference"]} == {"1"}, "a step that is not shared"
 
 
 def test_a_mistake_in_cluster_yaml_is_named(place: Path) -> None:

@@ -96,7 +96,7 @@ def resolve_all(scale: str, workflow: Path) -> None:
 @pytest.mark.parametrize("name", ["a b", "x;touch pwned", "$(touch pwned)", "'q'", '"q"', "..", "--scale"])
 def test_a_name_with_a_shell_s_characters_is_refused_before_any_job(clone: Path, name: str) -> None:
     path = clone / "workflow" / "papers" / "cq.yaml"
-    data = yaml.safe_load(path.read_text())
+    data = read_yaml(path)
     data["tokenizers"][name] = {"family": "vq", "dataset": "imagenet256", "recipe": "vqgan", "num_codes": 1024}
     path.write_text(yaml.safe_dump(data, sort_keys=False))
     for done in (vqbench(clone, "list", "--scale", "tiny"), snakemake(clone, "-n", "results/tiny/table6b.csv")):

@@ -91,6 +91,8 @@ def _add_reading(verbs: argparse._SubParsersAction) -> None:  # type: ignore[typ
     _scaled(plan)
     counted = _verb(verbs, "estimate", _estimate, "Count every run's operations, once, for the run times that jobs ask for.",
                     "estimate --scale demo")  # fmt: skip
+    counted.add_argument("--out", type=Path, help="default: estimates.json below the scale's results; what vqbench ships "
+                         "is workflow/estimates/paper.json")  # fmt: skip
     _scaled(counted)
     doctor = _verb(
         verbs, "doctor", _doctor, "What this machine lacks for a target, with the mend.", "doctor results/table2.csv"
@@ -119,7 +121,7 @@ def _plan(args: argparse.Namespace) -> None:
 def _estimate(args: argparse.Namespace) -> None:
     from vqbench.plan import record
 
-    print(record(bench(args.scale)))
+    print(record(bench(args.scale), args.out))
 
 
 def _target(args: argparse.Namespace) -> tuple[Bench, list[Key]]:

@@ -42,10 +42,12 @@ def rank() -> int:
 
 def join() -> None:
     """Meet the other processes: over NCCL with a GPU each, else over gloo."""
+    if world() == 1:
+        return
     import torch
     from torch import distributed
 
-    if world() == 1 or distributed.is_initialized():
+    if distributed.is_initialized():
         return
     _end_with_parent()
     gpu = torch.cuda.is_available()
@@ -62,9 +64,11 @@ def _end_with_parent() -> None:
 
 def leave() -> None:
     """Part from the others; whoever leaves in error lets torchrun end them."""
+    if world() == 1:
+        return
     from torch import distributed
 
-    if world() > 1 and distributed.is_initialized():
+    if distributed.is_initialized():
         distributed.destroy_process_group()
 
 

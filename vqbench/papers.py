@@ -16,7 +16,7 @@ from vqbench.errors import ArtifactError, SpecError, nearest
 from vqbench.graph import KINDS, TRAINED, Key, Step
 from vqbench.products import FIRST_PAPER, Figure, Products, Row, Table
 from vqbench.resolve import Overlay, resolve_generator, resolve_samples, resolve_tokenizer, resolve_training
-from vqbench.shapes import check_names, check_paper, understood
+from vqbench.shapes import NAME, check_names, check_paper, understood
 from vqbench.specs import DatasetSpec, GeneratorSpec, PretrainedSpec, SampleSpec, TokenizerSpec, parse
 
 __all__ = [
@@ -29,7 +29,7 @@ class Bench(Products):
     """All papers at one scale, resolved."""
 
     def __init__(self, scale: str, workflow: Path = WORKFLOW) -> None:
-        if not (workflow / "scales" / f"{scale}.yaml").is_file():
+        if not NAME.fullmatch(scale) or not (workflow / "scales" / f"{scale}.yaml").is_file():
             raise SpecError(f"unknown scale '{scale}'; {nearest(scale, scales())}")
         self.scale = scale
         self.root = scale_root(scale)

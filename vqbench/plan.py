@@ -99,12 +99,13 @@ def plan(found: Bench, keys: list[Key], base: Path, tflops: float, tflops_fp32: 
     return "\n".join(lines)
 
 
-def record(found: Bench) -> Path:
+def record(found: Bench, path: Path | None = None) -> Path:
     """Write the operations of every step of a scale, with the digest of its spec, for the jobs' run times."""
+    path = path or estimates_path(found)
     keys = [k for k in found.with_upstream(score_keys(found)) if k[0] in ESTIMATED]
     found_now = {"/".join(k): {"spec": digest_of(found.step(k).spec), "flops": estimate(found, k)[1]} for k in keys}
-    write_json(estimates_path(found), found_now)
-    return estimates_path(found)
+    write_json(path, found_now)
+    return path
 
 
 def estimate(found: Bench, key: Key) -> tuple[int, float, float]:

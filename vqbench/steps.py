@@ -25,14 +25,21 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vqbench import distributed
+from vqbench import attempts, distributed
 from vqbench.artifacts import describe, read_json, read_sealed, verify, write_json
 from vqbench.closure import code_digest
 from vqbench.errors import ArtifactError, Interrupted, OutOfMemory, PeerLost, StaleSpec, UserError
 from vqbench.papers import KINDS, Bench, Key, Step, bench, score_keys
 from vqbench.specs import canonical, digest_of
 
-STATE = ("state", ".lock", "failure.json", "finished.json", "run.json")  # names in a store that are not outputs
+STATE = (
+    "state",
+    ".lock",
+    "failure.json",
+    "finished.json",
+    "run.json",
+    attempts.NOTE,
+)  # names in a store that are not outputs
 
 
 @dataclass(frozen=True)
@@ -210,8 +217,11 @@ def _locked(job: Job) -> None:
             _publish(job, manifest, _kept_record(job))
             return
     (job.store / "failure.json").unlink(missing_ok=True)
+    if died := attempts.last_word(job.store):
+        print(f"vqbench: the last attempt of {'/'.join(job.key)} ended without a word: {died}", file=sys.stderr)
     began = time.time()
     inputs = job.inputs()
+    attempts.begin(job.store)
     with _recorded(job):
         _keep_state_of_these_inputs(job, inputs)
         distributed.agreed(True)
@@ -220,6 +230,7 @@ def _locked(job: Job) -> None:
     run = _run_record(job, began)
     write_json(job.store / "run.json", run)
     write_json(done, manifest)
+    attempts.end(job.store)
     shutil.rmtree(job.store / "state", ignore_errors=True)
     _publish(job, manifest, run)
 
@@ -230,8 +241,10 @@ def _recorded(job: Job) -> Iterator[None]:
     try:
         yield
     except (Interrupted, PeerLost):
+        attempts.end(job.store)
         raise
     except Exception as error:
+        attempts.end(job.store)
         with contextlib.suppress(ArtifactError):  # a full disk must not hide the error itself
             write_json(job.store / "failure.json", {"reason": _reason(error), "key": "/".join(job.key)})
         if _reason(error) == "out of memory":
