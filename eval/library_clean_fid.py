@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.errors import SpecError
-from vqbench.eval.library_torch_fidelity import weights_errors
+from vqbench.eval.library_torch_fidelity import harmless, weights_errors
 from vqbench.eval.protocols import Kernel, Protocol
 
 TORCHSCRIPT = "inception-2015-12-05.pt"  # the only name under which clean-fid looks for its network
@@ -74,7 +74,8 @@ def clean_network(mode: Mode, weights: Path, device: torch.device) -> Callable[[
             inside = mode == "legacy_tensorflow"
             script: nn.Module = InceptionV3W(str(weights.parent), download=False, resize_inside=inside)
             return script.to(device).eval()
-        whole = FeatureExtractorInceptionV3("port", ["2048"], feature_extractor_weights_path=str(weights)).to(device)
+        path = harmless(weights)
+        whole = FeatureExtractorInceptionV3("port", ["2048"], feature_extractor_weights_path=path).to(device)
     if mode == "legacy_tensorflow":
         return lambda x: whole(x.byte())[0]
     # Its children stand in the order in which its forward calls them; `fc` is the last.

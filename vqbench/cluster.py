@@ -27,6 +27,8 @@ FILE = "cluster.yaml"
 ASKED = ("gpu", "mem_mb", "runtime", "cpus_per_task", "slurm_partition", "slurm_account", "gpu_model", "slurm_extra")
 # A job is given MARGIN times its estimate, and START minutes to start and to write: the estimate assumes a rate.
 MARGIN, START = 2.0, 30
+# Partitions, accounts and models reach the shell command that submits a job (a PBS profile's, word for word).
+WORD = r"^([A-Za-z0-9_][A-Za-z0-9_.,@+-]*)?$"
 # Kinds that keep their state and stop at a signal (vqbench/notice.py); the others start over, and are short.
 SLICED = ("pretrained", "tokenizer", "generator", "samples")
 # Not SIGUSR1, which ends a Snakemake or a shell between Slurm and the step: SIGURG does nothing to who does not wait for it.
@@ -36,10 +38,10 @@ WARNING = "URG"
 class ClusterSpec(Spec):
     """One user's cluster. Empty: the cluster's default partition, the user's default account, any GPU."""
 
-    gpu_partition: str = ""
-    cpu_partition: str = ""
-    account: str = ""
-    gpu_model: str = Field(default="", description="as in --gpus=MODEL:1, e.g. a100")
+    gpu_partition: str = Field(default="", pattern=WORD)
+    cpu_partition: str = Field(default="", pattern=WORD)
+    account: str = Field(default="", pattern=WORD)
+    gpu_model: str = Field(default="", pattern=WORD, description="as in --gpus=MODEL:1, e.g. a100")
     gpus: int = Field(
         default=1, ge=1, description="of one node that share a training, tokenizing, sampling or scoring job"
     )

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vqbench.artifacts import read_json, write_json
-from vqbench.errors import DataError, nearest
+from vqbench.errors import DataError, WorkerLost, nearest
 from vqbench.progress import Progress
 from vqbench.seeds import numpy_rng
 from vqbench.specs import DatasetSpec
@@ -225,10 +227,9 @@ def split_folder(spec: DatasetSpec, split: str) -> Path:
         DataError: no path set, a variable is not set, or the folder does not exist.
     """
     raw = spec.path or ""
-    path = Path(os.path.expandvars(raw)).expanduser()
-    if not raw or "$" in str(path):
+    if not raw or not all(os.environ.get(name) for name in re.findall(r"\$\{?(\w+)", raw)):
         raise DataError(f"data set path '{raw}' is not set; set it in workflow/datasets.yaml or export the variable")
-    folder = path / spec.splits.get(split, split)
+    folder = Path(os.path.expandvars(raw)).expanduser() / spec.splits.get(split, split)
     if not folder.is_dir():
         raise DataError(f"data set folder {folder} does not exist; mend 'path' or 'splits' in workflow/datasets.yaml")
     return folder
@@ -275,6 +276,7 @@ def check_dataset(spec: DatasetSpec, split: str, workers: int | None = None) -> 
 
     Raises:
         DataError: an image cannot be decoded and ``on_bad_image`` is ``fail``; names the file.
+        WorkerLost: a process that decodes was killed.
     """
     index, folder = scan_folder(spec, split), split_folder(spec, split)
     progress, whole = Progress(len(index["files"]), f"check {split}", "img"), hashlib.sha256()
@@ -298,6 +300,11 @@ def _decode_all(folder: Path, index: dict[str, Any], workers: int | None) -> Ite
     try:
         digests = pool.map(_digest_image, paths, chunksize=64)
         yield from zip(index["files"], index["labels"], digests, strict=True)
+    except BrokenProcessPool:
+        raise WorkerLost(
+            f"a process that decodes the images of {folder} was killed; run the same command again, and if it happens "
+            "again, give the job more memory"
+        ) from None
     finally:  # the first bad image ends the check: what is still queued is not decoded
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -34,6 +34,10 @@ class Diverged(UserError):
     """A loss that became NaN or infinite; names the term and the last good checkpoint."""
 
 
+class WorkerLost(UserError):
+    """A process that reads images for a step was killed."""
+
+
 class PeerLost(UserError):
     """Another process of the same step ended, and has said why."""
 

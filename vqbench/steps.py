@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from vqbench import attempts, distributed
 from vqbench.artifacts import describe, read_json, read_sealed, verify, write_json
 from vqbench.closure import code_digest
-from vqbench.errors import ArtifactError, Interrupted, OutOfMemory, PeerLost, StaleSpec, UserError
+from vqbench.errors import ArtifactError, Interrupted, OutOfMemory, PeerLost, StaleSpec, UserError, WorkerLost
 from vqbench.papers import KINDS, Bench, Key, Step, bench, score_keys
 from vqbench.specs import canonical, digest_of
 
@@ -244,10 +244,11 @@ def _recorded(job: Job) -> Iterator[None]:
         attempts.end(job.store)
         raise
     except Exception as error:
+        reason = _reason(error, job.store)
         attempts.end(job.store)
         with contextlib.suppress(ArtifactError):  # a full disk must not hide the error itself
-            write_json(job.store / "failure.json", {"reason": _reason(error), "key": "/".join(job.key)})
-        if _reason(error) == "out of memory":
+            write_json(job.store / "failure.json", {"reason": reason, "key": "/".join(job.key)})
+        if reason == "out of memory":
             raise OutOfMemory("out of memory: give the job more, or lower micro_batch or block in its spec") from error
         raise
 
@@ -273,8 +274,10 @@ def _keep_state_of_these_inputs(job: Job, inputs: dict[str, str]) -> None:
     write_json(record, inputs)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, store: Path) -> str:
     """What a table's row says of a failed run."""
+    if isinstance(error, WorkerLost) and attempts.last_word(store) == "out of memory":
+        return "out of memory"
     if isinstance(error, UserError):
         return str(error)
     out_of_memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__

@@ -18,6 +18,7 @@ import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ from vqbench.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from vqbench.errors import ArtifactError, Diverged, SpecError, UserError
+from vqbench.errors import ArtifactError, Diverged, SpecError, UserError, WorkerLost
 from vqbench.notice import Notice, ignore_in_worker
 from vqbench.optimizers import learning_rate, make_optimizer
 from vqbench.progress import Progress
@@ -143,11 +144,12 @@ class Trainer:
         Raises:
             Diverged: a term is NaN or infinite; the last checkpoint is kept.
             Interrupted: a signal asked to stop; the step was ended and saved.
+            WorkerLost: a loader process was killed; the last checkpoint is kept.
         """
         self._resume()
         if self.step == 0:
             self._begin()
-        with Notice() as notice:
+        with Notice() as notice, self._workers_named():
             self._loop(notice)
 
     def _begin(self) -> None:
@@ -242,11 +244,26 @@ class Trainer:
         if self.training.clip_norm:
             nn.utils.clip_grads_with_norm_(self.trainable[name], self.training.clip_norm, norm)
 
+    @contextmanager
+    def _workers_named(self) -> Iterator[None]:
+        """torch raises from a signal handler where a loader process dies, wherever the loop is then."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise WorkerLost(
+                f"{self.title}: {str(error).strip().rstrip('.')}, at step {self.step}; {self._last_good()}. Run the same "
+                "command again; if it happens again, give the job more memory"
+            ) from None
+
+    def _last_good(self) -> str:
+        return f"the last good checkpoint is step {self.saved} in {self.folder}" if self.saved else "no checkpoint yet"
+
     def _diverged(self, term: str, player: str, value: float) -> Diverged:
-        last = f"the last good checkpoint is step {self.saved} in {self.folder}" if self.saved else "no checkpoint yet"
         return Diverged(
-            f"{self.title}: the term '{term}' of the {player} is {value} at step {self.step}; training stopped, {last}. "
-            "Lower the learning rate or its weight"
+            f"{self.title}: the term '{term}' of the {player} is {value} at step {self.step}; training stopped, "
+            f"{self._last_good()}. Lower the learning rate or its weight"
         )
 
     def _only(self, active: str) -> None:

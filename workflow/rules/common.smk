@@ -1,5 +1,6 @@
 # The resolved papers, and how the rules ask them for inputs, digests and resources.
 import functools
+import re
 import shlex
 import subprocess
 import sys
@@ -36,8 +37,8 @@ NAMED = user_errors(bench)(config["scale"])
 
 
 wildcard_constraints:
-    root="|".join(scale_root(s) for s in scales()),
-    paper="|".join(NAMED.papers),
+    root="|".join(re.escape(scale_root(s)) for s in scales()),
+    paper="|".join(re.escape(p) for p in NAMED.papers),
     table="[0-9]+[a-z]*",
     figure="[a-z0-9-]+",
     tokenizer="[^/]+",
