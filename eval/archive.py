@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -31,8 +32,9 @@ class Archive:
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.member = path, f"{name}.npy"
-        with self._open() as (shape, dtype, _):
-            self.shape, self.dtype = shape, dtype
+        with (one := self._open()) as (self.shape, self.dtype, _):
+            if one.fortran:
+                raise ArtifactError(f"{path}: {self.member} is in Fortran order; write it in C order")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -69,12 +71,16 @@ class _Member:
             self.stream = self.archive.open(self.member)
             version = np.lib.format.read_magic(self.stream)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(self.stream)
+            shape, self.fortran, dtype = read(self.stream)
+            if dtype.hasobject:  # pickled: reading it would run what it says
+                raise ValueError("an array of objects")
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise ArtifactError(f"{self.path} holds no readable {self.member} ({error}); sample again") from None
-        if fortran:
-            raise ArtifactError(f"{self.path}: {self.member} is in Fortran order; write it in C order")
         return shape, dtype, self.stream
+
+    def holds(self, size: int) -> bool:
+        """Whether that many bytes stand behind the header."""
+        return self.archive.getinfo(self.member).file_size - self.stream.tell() >= size
 
     def __exit__(self, *_: object) -> None:
         self.stream.close()
@@ -100,6 +106,9 @@ def read_array(path: Path, name: str) -> np.ndarray:
     Raises:
         ArtifactError: no such array, of objects, or damaged.
     """
+    with (one := _Member(path, f"{name}.npy")) as (shape, dtype, _):
+        if not one.holds(math.prod(shape) * dtype.itemsize):  # else room for all that it promises would be asked for
+            raise ArtifactError(f"{path}: {name} is cut short; make it again")
     try:
         with np.load(path, allow_pickle=False) as archive:
             found: np.ndarray = archive[name]
