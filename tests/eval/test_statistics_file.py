@@ -191,7 +191,7 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "not square": ({"mu": MU, "sigma": np.zeros((3, 2))}, r"sigma float64 \(3, 2\)"),
     "another length": ({"mu": np.zeros(4), "sigma": SIGMA}, r"mu is float64 \(4,\)"),
     "integers": ({"mu": np.zeros(3, int), "sigma": SIGMA}, "mu is int64"),
-    "objects": ({"mu": np.array([None] * 3), "sigma": SIGMA}, "mu cannot be read"),
+    "objects": ({"mu": np.array([None] * 3), "sigma": SIGMA}, "mu.npy .an array of objects"),
     "not symmetric": ({"mu": MU, "sigma": SKEWED}, "no covariance"),
     "negative": ({"mu": MU, "sigma": -SIGMA}, "no covariance"),
     "spatial": ({"mu": MU, "sigma": SIGMA, "mu_s": MU, "sigma_s": SKEWED}, "sigma_s is no covariance"),
