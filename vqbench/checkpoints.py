@@ -1,4 +1,8 @@
-"""Resumable training state: safetensors plus a digest, written atomically, the last two kept."""
+"""Resumable training state: safetensors plus a digest, written atomically, the last two kept.
+
+The record names the run by the folder that holds its state, which is the run's own digest: a checkpoint that came from
+another run is as good as a damaged one.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqbench.artifacts import read_json, read_tensors, sha256_file, write_json, write_tensors
+from vqbench.artifacts import read_sealed, read_tensors, sealed, sha256_file, write_json, write_tensors
 from vqbench.errors import ArtifactError
 
 KEEP = 2
@@ -19,18 +23,21 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], extra: 
     """Write ``checkpoint-<step>.safetensors`` and its JSON; older ones beyond the last two are removed afterwards."""
     path = folder / f"checkpoint-{step:09d}.safetensors"
     write_tensors(path, tensors)
-    write_json(path.with_suffix(".json"), {"step": step, "sha256": sha256_file(path), "extra": extra})
+    record = {"run": folder.parent.name, "step": step, "sha256": sha256_file(path), "extra": extra}
+    write_json(path.with_suffix(".json"), sealed(record))
     for old in sorted(folder.glob("checkpoint-*.json"))[:-KEEP]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """(step, tensors, extra) of the newest checkpoint whose bytes match its digest; damaged ones are named and passed over."""
+    """(step, tensors, extra) of the newest checkpoint that is this run's and whole; others are named and passed over."""
     for record in sorted(folder.glob("checkpoint-*.json"), reverse=True):
         path = record.with_suffix(".safetensors")
         try:
-            listed = read_json(record)
+            listed = read_sealed(record)
+            if (listed["run"], f"checkpoint-{listed['step']:09d}") != (folder.parent.name, record.stem):
+                raise ArtifactError(f"{record} is that of step {listed['step']} of another run or file")
             if sha256_file(path) != listed["sha256"]:
                 raise ArtifactError(f"{path} does not match its digest")
             return listed["step"], read_tensors(path), listed["extra"]

@@ -6,11 +6,11 @@ workflow/scales/<scale>.yaml; the shape of the DAG is the papers' alone.
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from vqbench.artifacts import read_json
 from vqbench.clone import CLONE, WORKFLOW, read_yaml, scale_of, scale_root, scales
 from vqbench.errors import SpecError, nearest
 from vqbench.graph import KINDS, TRAINED, Key, Step
@@ -86,7 +86,8 @@ class Bench(Products):
 
     def _read_accepted(self) -> dict[str, dict[str, str]]:
         path = CLONE / self.root / "accepted.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        kept: dict[str, dict[str, str]] = read_json(path) if path.is_file() else {}
+        return kept
 
 
 def score_keys(bench: Bench) -> list[Key]:

@@ -19,7 +19,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from helpers import environment
+from helpers import copy_clone, environment
+
+from vqbench.artifacts import read_json
+
+BEFORE = (
+    ("check-dataset", "photos-tiny"),
+    ("pretrained", "tiny-classifier"),
+    ("reference", "photos-tiny", "--split", "train"),
+    ("reference", "photos-tiny", "--split", "validation"),
+)
+# In the order in which one needs the other.
+STAGES = {
+    "train-tokenizer": ("train-tokenizer", "cq-k16384"),
+    "tokenize": ("tokenize", "cq-k16384", "--split", "train"),
+    "tokenize-validation": ("tokenize", "cq-k16384", "--split", "validation"),
+    "reconstruct": ("reconstruct", "cq-k16384"),
+    "train-generator": ("train-generator", "cq-b-k16384"),
+    "sample": ("sample", "cq-b-k16384-s10"),
+    "score-tokenizer": ("score", "cq-k16384"),
+    "score-samples": ("score", "cq-b-k16384-s10"),
+}
 
 
 class Done(NamedTuple):
@@ -29,12 +49,34 @@ class Done(NamedTuple):
     text: str
 
 
+def longer_clone(target: Path) -> Path:
+    """A clone whose runs are long enough to be hit between any two checkpoints or blocks."""
+    clone = copy_clone(target)
+    scale = clone / "workflow" / "scales" / "tiny.yaml"
+    text = scale.read_text().replace("steps: 3\n", "steps: 24\n").replace("checkpoint_every: 2", "checkpoint_every: 5")
+    scale.write_text(text.replace("count: 40\n", "count: 80\n"))
+    return clone
+
+
+def store_of(manifest: Path) -> Path:
+    """The folder that a manifest's files lie in."""
+    results = next(p for p in manifest.parents if p.name == "results")
+    return results.parent / str(read_json(manifest)["store"])
+
+
+def made(manifest: Path) -> dict[str, bytes]:
+    """The manifest and all of its store, but for the record of time and machine, and the lock."""
+    store = store_of(manifest)
+    files = [p for p in store.rglob("*") if p.is_file() and p.name not in ("run.json", ".lock")]
+    return {"published": manifest.read_bytes()} | {str(p.relative_to(store)): p.read_bytes() for p in files}
+
+
 class Forks:
     """``with Forks(clone) as forks:`` around commands; one at a time."""
 
     def __init__(self, folder: Path) -> None:
         tests = f"{folder}{os.pathsep}{Path(__file__).parent.parent}"
-        self.log = folder.parent / "output.txt"
+        self.folder, self.log = folder, folder.parent / "output.txt"
         self.server = subprocess.Popen([sys.executable, __file__], cwd=folder, env=environment(folder, PYTHONPATH=tests),
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
         assert self._answer() == "ready"
@@ -58,6 +100,17 @@ class Forks:
         """Start a command and wait for it."""
         self.start(*words)
         return self.wait()
+
+    def prepare(self) -> None:
+        """What every stage needs."""
+        for words in BEFORE:
+            self.finish(*words)
+
+    def finish(self, *words: str) -> Path:
+        """Run a command that must succeed; returns the manifest that it published."""
+        done = self.run(*words)
+        assert done.status == 0, done.text
+        return self.folder / done.text.splitlines()[-1]
 
     def killed(self, moment: float, *words: str) -> bool:
         """Start a command and send it SIGKILL after `moment` seconds; whether it still ran. Nothing of it is left over."""

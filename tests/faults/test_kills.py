@@ -14,30 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from forks import Forks
-from helpers import copy_clone
-
-from vqbench.artifacts import read_json
+from forks import STAGES, Forks, longer_clone, made, store_of
 
 TRIALS = int(os.environ.get("FAULT_TRIALS", "3"))
 SEED = os.environ["FAULT_SEED"]
-BEFORE = (
-    ("check-dataset", "photos-tiny"),
-    ("pretrained", "tiny-classifier"),
-    ("reference", "photos-tiny", "--split", "train"),
-    ("reference", "photos-tiny", "--split", "validation"),
-)
-# In the order in which one needs the other.
-STAGES = {
-    "train-tokenizer": ("train-tokenizer", "cq-k16384"),
-    "tokenize": ("tokenize", "cq-k16384", "--split", "train"),
-    "tokenize-validation": ("tokenize", "cq-k16384", "--split", "validation"),
-    "reconstruct": ("reconstruct", "cq-k16384"),
-    "train-generator": ("train-generator", "cq-b-k16384"),
-    "sample": ("sample", "cq-b-k16384-s10"),
-    "score-tokenizer": ("score", "cq-k16384"),
-    "score-samples": ("score", "cq-b-k16384-s10"),
-}
 
 
 class Calm(NamedTuple):
@@ -50,15 +30,8 @@ class Calm(NamedTuple):
 
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """A server in a clone whose runs are long enough to be hit between any two checkpoints or blocks."""
-    clone = copy_clone(tmp_path_factory.mktemp("kills") / "clone")
-    scale = clone / "workflow" / "scales" / "tiny.yaml"
-    text = scale.read_text().replace("steps: 3\n", "steps: 24\n").replace("checkpoint_every: 2", "checkpoint_every: 5")
-    scale.write_text(text.replace("count: 40\n", "count: 80\n"))
-    with Forks(clone) as forks:
-        for words in BEFORE:
-            done = forks.run(*words)
-            assert done.status == 0, done.text
+    with Forks(longer_clone(tmp_path_factory.mktemp("kills") / "clone")) as forks:
+        forks.prepare()
         yield forks
 
 
@@ -68,25 +41,9 @@ def calm(forks: Forks) -> dict[str, Calm]:
     found = {}
     for stage, words in STAGES.items():
         began = time.monotonic()
-        done = forks.run(*words)
-        assert done.status == 0, done.text
-        seconds = time.monotonic() - began
-        manifest = forks.log.parent / "clone" / done.text.splitlines()[-1]
-        found[stage] = Calm(manifest, seconds, made(manifest))
+        manifest = forks.finish(*words)
+        found[stage] = Calm(manifest, time.monotonic() - began, made(manifest))
     return found
-
-
-def store_of(manifest: Path) -> Path:
-    """The folder that a manifest's files lie in."""
-    results = next(p for p in manifest.parents if p.name == "results")
-    return results.parent / str(read_json(manifest)["store"])
-
-
-def made(manifest: Path) -> dict[str, bytes]:
-    """The manifest and all of its store, but for the record of time and machine, and the lock."""
-    store = store_of(manifest)
-    files = [p for p in store.rglob("*") if p.is_file() and p.name not in ("run.json", ".lock")]
-    return {"published": manifest.read_bytes()} | {str(p.relative_to(store)): p.read_bytes() for p in files}
 
 
 @pytest.mark.timeout(1800)
