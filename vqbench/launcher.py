@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from vqbench.errors import SpecError
+from vqbench.notice import CALLER
 
 MEETING = "VQBENCH_RENDEZVOUS"  # host:port where the agents of several nodes meet
 
@@ -42,7 +43,11 @@ def _on_each_node(nodes: int) -> int:
     if not job or not names:
         raise SpecError(f"--nodes {nodes} needs a Slurm job of {nodes} nodes; on one machine use --processes alone")
     hosts = subprocess.run(["scontrol", "show", "hostnames", names], capture_output=True, text=True, check=True).stdout
-    place = {**os.environ, MEETING: f"{hosts.split()[0]}:{29500 + int(job) % 1000}"}
+    place = {
+        **os.environ,
+        MEETING: f"{hosts.split()[0]}:{29500 + int(job) % 1000}",
+        CALLER: "",
+    }  # it runs on one node only
     command = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", sys.executable,
                "-m", "vqbench.cli", *sys.argv[1:]]  # fmt: skip
     return subprocess.run(command, env=place).returncode
