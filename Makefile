@@ -9,7 +9,7 @@ DEMO := results/demo
 DEMO_TABLES := $(DEMO)/table2.csv $(DEMO)/table6a.csv $(DEMO)/table6b.csv
 DEMO_FIGURES := $(foreach f,fig1 fig3 fig4 reconstructions losses,$(DEMO)/cq/figures/$(f).pdf)
 
-.PHONY: setup demo test test-full test-demo test-slurm benchmark lint format clean
+.PHONY: setup demo test test-full test-demo test-slurm test-faults benchmark lint format clean
 
 setup: $(STAMP)
 
@@ -42,6 +42,10 @@ test-demo: setup
 # On a real Slurm, of plain processes (tests/slurm/cluster.py); installs it by apt where it is missing. Under 10 minutes.
 test-slurm: setup
 	$(BIN)/python -m pytest -m slurm
+
+# SIGKILL at 30 random moments of every stage, and the other faults. FAULT_SEED=N repeats a run.
+test-faults: setup
+	FAULT_TRIALS=30 $(BIN)/python -m pytest tests/faults -rP
 
 # Every claim about speed and memory, against the libraries; writes docs/performance.md. Under 40 minutes on 2 idle cores.
 benchmark: setup

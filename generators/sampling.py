@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from vqbench import distributed
-from vqbench.artifacts import describe, read_json, verify, write_atomic, write_json, write_npz
+from vqbench.artifacts import describe, read_sealed, sealed, verify, write_atomic, write_json, write_npz
 from vqbench.data import to_uint8
 from vqbench.errors import ArtifactError, Diverged
 from vqbench.generators.base import Generator, build_generator, open_generator
@@ -101,7 +101,7 @@ def make_blocks(job: Job, blocks: Iterable[int]) -> None:
     models = open_models(job)
     with Notice() as notice:
         for block in missing:
-            write_npz(shard_path(job, block), **make_block(job.spec, models, block))
+            write_npz(shard_path(job, block), **make_block(job.spec, models, block), job=np.array(job.digest))
             progress.update(images[block])
             if notice.given and block != missing[-1]:
                 raise notice.stopped(f"block {block}")
@@ -171,6 +171,8 @@ def read_shard(job: Job, block: int) -> dict[str, np.ndarray] | None:
         # opened here because np.load leaks its file where the zip is cut; each entry is checked against its CRC
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             shard = {name: archive[name] for name in ("images", "ids", "labels")}
+            if str(archive["job"]) != job.digest:
+                raise ValueError("it is another run's")
         if not np.array_equal(shard["labels"], labels) or {len(a) for a in shard.values()} != {len(labels)}:
             raise ValueError("it holds other images")
     except Exception as error:  # a damaged zip raises a dozen types, from KeyError to NotImplementedError
@@ -185,7 +187,7 @@ def _is_assembled(job: Job) -> bool:
     if not path.is_file():
         return False
     try:
-        verify(job.store, read_json(path), path)
+        verify(job.store, read_sealed(path)["outputs"], path)
     except ArtifactError as error:
         print(f"vqbench: {error}; making them again", file=sys.stderr)
         return False
@@ -196,7 +198,7 @@ def _assemble(job: Job) -> None:
     """Stream the shards into the outputs, one block in memory at a time: at paper scale they are 10 GB."""
     write_atomic(job.store / "samples.npz", lambda file: _write_samples(job, file))
     write_atomic(job.store / "ids.npy", lambda file: _write_array(file, job, "ids"))
-    write_json(job.state / ASSEMBLED, describe(job.store, OUTPUTS))
+    write_json(job.state / ASSEMBLED, sealed({"outputs": describe(job.store, OUTPUTS)}))
 
 
 def _write_samples(job: Job, file: IO[bytes]) -> None:

@@ -72,7 +72,7 @@ def test_gpus_that_share_a_job_get_its_memory_each_and_its_time_together(place: 
     (place / "cluster.yaml").write_text("longest: 1000000\ngpus: 4\n")
     four = asked(place, "results/table2.csv")
     for name in ("train_tokenizer", "train_generator", "sample", "tokenize", "score_samples"):
-        for a, b in zip(*(sorted(jobs[name], key=lambda j: int(j["runtime"])) for jobs in (one, four)), strict=True):
+        for a, b in zip(*(sorted(j[name], key=lambda j: int(j["runtime"])) for j in (one, four)), strict=True):
             assert (b["gpu"], int(b["mem_mb"]), int(b["cpus_per_task"])) == (
                 "4", 4 * int(a["mem_mb"]), 4 * int(a["cpus_per_task"])
             ), name  # fmt: skip

@@ -61,7 +61,10 @@ def samples(**entry: Any) -> Edit:
             r"unknown term 'adversarail'; did you mean 'adversarial'",
         ),
         (tokenizer(dataset="coco-val2017"), r"data set 'photos-ood' has no split 'train'"),
-        (lambda d: d["tokenizers"].update(mine="channel"), r"tokenizer 'mine': is 'channel': expected a mapping"),
+        (
+            lambda d: d["tokenizers"].update(mine="channel"),
+            r"'tokenizers.mine' is 'channel': input should be a valid dict",
+        ),
         (
             tokenizer(training={"optimizer": {"beta": 1}}),
             r"unknown key 'training.optimizer.beta'; did you mean 'betas'",

@@ -111,7 +111,7 @@ def sha256_file(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}; remove its manifest and run again") from None
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from None
 
 
 def read_json(path: Path) -> Any:
@@ -125,18 +125,23 @@ def read_json(path: Path) -> Any:
     except OSError:
         raise ArtifactError(f"{path} is missing; run the step that makes it") from None
     except ValueError as error:
-        raise ArtifactError(f"{path} is damaged ({error}); remove it and run its step again") from None
+        raise ArtifactError(f"{path} is damaged ({error})") from None
+
+
+def sealed(body: dict[str, Any]) -> dict[str, Any]:
+    """`body` with the digest of itself under ``self``, by which a reader finds any damage."""
+    return body | {"self": digest_of(body)}
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """A JSON mapping that holds its own digest under ``self``.
+    """Read what :func:`sealed` gave.
 
     Raises:
-        ArtifactError: missing, not JSON, or changed since it was written.
+        ArtifactError: missing, not JSON, or not what was written.
     """
     found = read_json(path)
-    if not isinstance(found, dict) or found.get("self") != digest_of({k: v for k, v in found.items() if k != "self"}):
-        raise ArtifactError(f"{path} is damaged: it does not match its own digest; remove it and run again")
+    if not isinstance(found, dict) or found != sealed({k: v for k, v in found.items() if k != "self"}):
+        raise ArtifactError(f"{path} is damaged: it does not match its own digest")
     return found
 
 
@@ -154,9 +159,6 @@ def verify(folder: Path, outputs: dict[str, dict[str, Any]], manifest: Path) -> 
     for name, listed in outputs.items():
         path = folder / name
         if not path.is_file():
-            raise ArtifactError(f"{path} is missing although {manifest} lists it; remove the manifest and run again")
+            raise ArtifactError(f"{path} is missing although {manifest} lists it")
         if path.stat().st_size != listed["bytes"] or sha256_file(path) != listed["sha256"]:
-            raise ArtifactError(
-                f"{path} does not match the digest in {manifest}: the file was changed or damaged; "
-                "remove the manifest and run again"
-            )
+            raise ArtifactError(f"{path} does not match the digest in {manifest}: the file was changed or damaged")

@@ -1,4 +1,8 @@
-"""Resumable training state: safetensors plus a digest, written atomically, the last two kept."""
+"""Resumable training state: safetensors plus a digest, written atomically, the last two kept.
+
+The record names the run by the folder that holds its state, which is the run's own digest: a checkpoint that came from
+another run is as good as a damaged one.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqbench.artifacts import read_sealed, read_tensors, sha256_file, write_json, write_tensors
+from vqbench.artifacts import read_sealed, read_tensors, sealed, sha256_file, write_json, write_tensors
 from vqbench.errors import ArtifactError
-from vqbench.specs import digest_of
 
 KEEP = 2
 
@@ -20,37 +23,27 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], extra: 
     """Write ``checkpoint-<step>.safetensors`` and its JSON; older ones beyond the last two are removed afterwards."""
     path = folder / f"checkpoint-{step:09d}.safetensors"
     write_tensors(path, tensors)
-    body = {"step": step, "run": folder.parent.name, "sha256": sha256_file(path), "extra": extra}
-    write_json(path.with_suffix(".json"), body | {"self": digest_of(body)})
+    record = {"run": folder.parent.name, "step": step, "sha256": sha256_file(path), "extra": extra}
+    write_json(path.with_suffix(".json"), sealed(record))
     for old in sorted(folder.glob("checkpoint-*.json"))[:-KEEP]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """(step, tensors, extra) of the newest checkpoint that is whole and this run's; others are named and passed over."""
+    """(step, tensors, extra) of the newest checkpoint that is this run's and whole; others are named and passed over."""
     for record in sorted(folder.glob("checkpoint-*.json"), reverse=True):
         path = record.with_suffix(".safetensors")
         try:
-            listed = _record(record)
+            listed = read_sealed(record)
+            if (listed["run"], f"checkpoint-{listed['step']:09d}") != (folder.parent.name, record.stem):
+                raise ArtifactError(f"{record} is that of step {listed['step']} of another run or file")
             if sha256_file(path) != listed["sha256"]:
                 raise ArtifactError(f"{path} does not match its digest")
             return listed["step"], read_tensors(path), listed["extra"]
         except ArtifactError as error:
             print(f"vqbench: checkpoint passed over: {error}", file=sys.stderr)
     return None
-
-
-def _record(path: Path) -> dict[str, Any]:
-    """What stands beside a checkpoint.
-
-    Raises:
-        ArtifactError: damaged, or another run's or step's under this name.
-    """
-    found = read_sealed(path)
-    if f"checkpoint-{found['step']:09d}" != path.stem or found["run"] != path.parent.parent.name:
-        raise ArtifactError(f"{path} is of another run or step")
-    return found
 
 
 def module_state(prefix: str, module: nn.Module) -> dict[str, Tensor]:

@@ -200,6 +200,7 @@ def _run_step(args: argparse.Namespace, key: Callable[[argparse.Namespace], Key]
     from vqbench.distributed import launched, rank
     from vqbench.graph import SHARED
     from vqbench.launcher import launch
+    from vqbench.notice import end_with_caller
     from vqbench.steps import run_step
 
     kind, name = key(args)
@@ -208,6 +209,7 @@ def _run_step(args: argparse.Namespace, key: Callable[[argparse.Namespace], Key]
         raise SpecError(f"{args.verb} runs in one process; leave out --processes and --nodes")
     if processes * args.nodes > 1 and not launched():
         sys.exit(launch(processes, args.nodes))
+    end_with_caller()
     done = run_step(kind, name, args.scale, args.expect)
     if rank() == 0:
         print(done)

@@ -13,7 +13,7 @@ from types import FrameType
 import psutil
 
 from vqbench.errors import SpecError
-from vqbench.notice import SIGNALS, queue_again
+from vqbench.notice import CALLER, SIGNALS, queue_again
 
 MEETING = "VQBENCH_RENDEZVOUS"  # host:port where the agents of several nodes meet
 
@@ -68,7 +68,8 @@ def _on_each_node(nodes: int) -> int:
     if not job or os.environ.get("SLURM_JOB_NUM_NODES") != str(nodes):
         raise SpecError(f"--nodes {nodes} needs a Slurm job of {nodes} nodes (sbatch --nodes={nodes}); on one machine use "
                         "--processes alone")  # fmt: skip
-    place = {**os.environ, MEETING: f"{platform.node()}:{29500 + int(job) % 1000}"}
+    meeting = f"{platform.node()}:{29500 + int(job) % 1000}"
+    place = {**os.environ, MEETING: meeting, CALLER: ""}  # who called runs on one of the nodes only
     command = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", sys.executable,
                "-m", "vqbench.cli", *sys.argv[1:]]  # fmt: skip
     return subprocess.run(command, env=place).returncode

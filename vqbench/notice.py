@@ -8,6 +8,7 @@ not end a shell or a Snakemake that stands between Slurm and this process.
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 from vqbench.distributed import gathered
 from vqbench.errors import Interrupted
 
+CALLER = "VQBENCH_CALLER"  # process id of the Snakemake that runs this step on this machine
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGURG)
 
 
@@ -57,6 +59,30 @@ class Notice:
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
         self.given, self._name = True, signal.Signals(number).name
+
+
+def end_with_caller() -> None:
+    """Take the death of the Snakemake that runs this step as SIGTERM: else it would go on, unseen, and hold its lock.
+
+    The rules export CALLER; a step by hand has none. Linux only: elsewhere the step goes on to its end.
+    """
+    caller = os.environ.get(CALLER, "")
+    if not caller or not hasattr(os, "pidfd_open"):
+        return
+    try:
+        watched = os.pidfd_open(int(caller))
+    except ProcessLookupError:  # it died while this process started
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+    except OSError:  # a container that does not show it
+        return
+    threading.Thread(target=_end_when, args=(watched,), daemon=True).start()
+
+
+def _end_when(watched: int) -> None:
+    select.select([watched], [], [])  # readable once that process has ended
+    print("vqbench: Snakemake was killed; stopping", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def ignore_in_worker(_worker: int) -> None:

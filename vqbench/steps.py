@@ -26,7 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vqbench import attempts, distributed
-from vqbench.artifacts import describe, read_json, read_sealed, verify, write_json
+from vqbench.artifacts import describe, read_json, read_sealed, sealed, verify, write_json
 from vqbench.closure import code_digest
 from vqbench.errors import ArtifactError, Interrupted, OutOfMemory, PeerLost, StaleSpec, UserError, WorkerLost
 from vqbench.papers import KINDS, Bench, Key, Step, bench, score_keys
@@ -97,23 +97,44 @@ class Job:
         """
         if (kind, name) not in self.step.upstream:
             raise ArtifactError(f"{'/'.join(self.key)} does not declare {kind}/{name} as an input")
-        return finished(self.bench, (kind, name), self.base)
+        return self._open((kind, name))
 
     def inputs(self) -> dict[str, str]:
         """Digests of the contents of all inputs, for the manifest."""
-        done = [finished(self.bench, key, self.base, check_files=False) for key in self.step.upstream]
+        done = [self._open(key, check_files=False) for key in self.step.upstream]
         return {"/".join(f.key): digest_of(f.manifest["outputs"]) for f in done}
 
+    def _open(self, key: Key, check_files: bool = True) -> Finished:
+        """A damaged input is unpublished. Its own step then looks at its store, and makes again what is not whole there."""
+        path = self.base / self.bench.manifest(key)
+        try:
+            return _open(self.bench, key, self.base, check_files)
+        except ArtifactError as error:
+            if not path.is_file():
+                raise
+            with contextlib.suppress(OSError):  # a read-only folder: its mend is said where something is written
+                path.unlink()
+            raise ArtifactError(f"{error}; {path} was removed: run again, and {'/'.join(key)} is made again") from None
 
-def finished(bench: Bench, key: Key, base: Path, check_files: bool = True) -> Finished:
-    """Open a finished artifact.
+
+def finished(bench: Bench, key: Key, base: Path) -> Finished:
+    """Open a finished artifact, its files checked.
 
     Raises:
         ArtifactError: its manifest or a file is missing or damaged.
         StaleSpec: it was made from another spec or code than `bench` asks for now.
     """
     path = base / bench.manifest(key)
+    try:
+        return _open(bench, key, base)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; remove {path} and run again" if path.is_file() else str(error)) from None
+
+
+def _open(bench: Bench, key: Key, base: Path, check_files: bool = True) -> Finished:
+    path = base / bench.manifest(key)
     manifest = read_sealed(path)
+    _check_owner(manifest, key, path)
     if manifest["digest"] != bench.digest(key):
         raise StaleSpec(
             f"{path} was made from another spec or code ({manifest['digest'][:12]}, wanted {bench.digest(key)[:12]}); "
@@ -123,6 +144,11 @@ def finished(bench: Bench, key: Key, base: Path, check_files: bool = True) -> Fi
     if check_files:
         verify(store, manifest["outputs"], path)
     return Finished(key, store, manifest)
+
+
+def _check_owner(manifest: dict[str, Any], key: Key, path: Path) -> None:
+    if (manifest["kind"], manifest["name"]) != key:
+        raise ArtifactError(f"{path} is damaged: it is the manifest of {manifest['kind']}/{manifest['name']}")
 
 
 def run_step(kind: str, name: str, scale: str, expect: str | None = None, base: Path | None = None) -> Path:
@@ -201,26 +227,17 @@ def _locked(job: Job) -> None:
     for leftover in job.store.rglob(".*"):  # half-written files of a killed process; we hold the lock
         if leftover.name != ".lock" and leftover.is_file():
             leftover.unlink()
-    done = job.store / "finished.json"
-    if done.is_file():
-        try:
-            manifest = read_sealed(done)
-            verify(job.store, manifest["outputs"], done)
-            if manifest["inputs"] != job.inputs():
-                raise ArtifactError(f"{done} was made from other inputs than there are now")
-        except ArtifactError as error:
-            print(f"vqbench: {error}; making it again", file=sys.stderr)
-            done.unlink()
-        else:
-            print(f"vqbench: {'/'.join(job.key)} is finished already; published again", file=sys.stderr)
-            distributed.agreed(False)
-            _publish(job, manifest, _kept_record(job))
-            return
+    inputs = job.inputs()
+    manifest = _finished_before(job, inputs)
+    if manifest is not None:
+        print(f"vqbench: {'/'.join(job.key)} is finished already; published again", file=sys.stderr)
+        distributed.agreed(False)
+        _publish(job, manifest, _run_record_before(job))
+        return
     (job.store / "failure.json").unlink(missing_ok=True)
     if died := attempts.last_word(job.store):
         print(f"vqbench: the last attempt of {'/'.join(job.key)} ended without a word: {died}", file=sys.stderr)
     began = time.time()
-    inputs = job.inputs()
     attempts.begin(job.store)
     with _recorded(job):
         _keep_state_of_these_inputs(job, inputs)
@@ -229,10 +246,37 @@ def _locked(job: Job) -> None:
     manifest = _manifest(job, facts, inputs)
     run = _run_record(job, began)
     write_json(job.store / "run.json", run)
-    write_json(done, manifest)
+    write_json(job.store / "finished.json", manifest)
     attempts.end(job.store)
     shutil.rmtree(job.store / "state", ignore_errors=True)
     _publish(job, manifest, run)
+
+
+def _finished_before(job: Job, inputs: dict[str, str]) -> dict[str, Any] | None:
+    """The manifest of what the store holds finished, whole and made from these inputs; None, and why, where it does not."""
+    done = job.store / "finished.json"
+    if not done.is_file():
+        return None
+    try:
+        manifest = read_sealed(done)
+        _check_owner(manifest, job.key, done)
+        verify(job.store, manifest["outputs"], done)
+        if (manifest["digest"], manifest["inputs"]) != (job.digest, inputs):
+            raise ArtifactError(f"{done} was made from other inputs than there are now")
+    except ArtifactError as error:
+        print(f"vqbench: {error}; making it again", file=sys.stderr)
+        done.unlink()
+        return None
+    return manifest
+
+
+def _run_record_before(job: Job) -> dict[str, Any]:
+    """No number depends on it, so its loss makes nothing again."""
+    try:
+        return dict(read_json(job.store / "run.json"))
+    except (ArtifactError, TypeError, ValueError) as error:
+        print(f"vqbench: the record of time and machine is lost: {error}", file=sys.stderr)
+        return {"lost": "damaged after the run"}
 
 
 @contextlib.contextmanager
@@ -253,22 +297,17 @@ def _recorded(job: Job) -> Iterator[None]:
         raise
 
 
-def _kept_record(job: Job) -> dict[str, Any]:
-    """How a finished step was run. No number hangs on it: where it was lost, the step is finished all the same."""
-    try:
-        return dict(read_json(job.store / "run.json"))
-    except (ArtifactError, TypeError, ValueError):
-        return {"lost": "the record of this run was missing or damaged when it was published again"}
-
-
 def _keep_state_of_these_inputs(job: Job, inputs: dict[str, str]) -> None:
     """Training state made from other bytes (an input was made again) is not resumed: old and new would mix."""
     record = job.state / "inputs.json"
-    with contextlib.suppress(ArtifactError):  # missing, or damaged: then the state is not known to fit
-        if read_json(record) == inputs:
+    try:
+        if record.is_file() and read_json(record) == inputs:
             return
+        why = f"the inputs of {'/'.join(job.key)} changed"
+    except ArtifactError as error:
+        why = str(error)
     if any(job.state.iterdir()):
-        print(f"vqbench: the inputs of {'/'.join(job.key)} changed; its unfinished state is dropped", file=sys.stderr)
+        print(f"vqbench: {why}; its unfinished state is dropped", file=sys.stderr)
         shutil.rmtree(job.state)
         job.state.mkdir()
     write_json(record, inputs)
@@ -303,7 +342,7 @@ def _manifest(job: Job, facts: dict[str, Any], inputs: dict[str, str]) -> dict[s
         "inputs": inputs, "outputs": describe(job.store, files), "facts": facts,
         "seed": read_spec(job.spec).get("seed", 0), "store": str(job.store.relative_to(job.base)),
     }  # fmt: skip
-    return body | {"self": digest_of(body)}
+    return sealed(body)
 
 
 def read_spec(spec: Any) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class FakeJob:
     store: Path
     spec: SampleSpec = SPEC
     key: tuple[str, str] = ("samples", "s")
+    digest: str = "of this job"
     bench: Any = None
     opened: list[tuple[str, str]] = field(default_factory=list)
 

@@ -12,9 +12,9 @@ from vqbench.eval.figure_inputs import figure_keys
 from vqbench.papers import bench, scale_of, scale_root, scales, score_keys
 
 # `vqbench` in a shell command is the one beside the Python that reads this, activated or not. A prefix and no parameter:
-# the path of an environment must not re-run anything.
+# the path of an environment must not re-run anything. $PPID is the Snakemake that runs the job: with it the job ends.
 shell.prefix(
-    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; set -euo pipefail; "
+    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH VQBENCH_CALLER=$PPID; set -euo pipefail; "
 )
 
 

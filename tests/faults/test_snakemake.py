@@ -1,0 +1,92 @@
+"""Snakemake itself killed, started twice, without its metadata, and overtaken by an edit."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from helpers import environment, snakemake
+
+TINY = ("--config", "scale=tiny")
+TARGET = "results/tiny/tokenizers/cq-k16384/manifest.json"
+
+
+def started(folder: Path, *args: str) -> subprocess.Popen[str]:
+    """``snakemake ...`` in a clone, which goes on beside the test."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *args, *TINY]
+    return subprocess.Popen(command, cwd=folder, env=environment(folder), text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def until(what: str, happened: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.05)
+
+
+def at_work(folder: Path) -> list[str]:
+    """Command lines of the processes whose working directory is the clone."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").readlink() == folder:
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:  # another user's, or gone
+            continue
+    return found
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_killed_and_called_again(clone: Path) -> None:
+    scale = clone / "workflow" / "scales" / "tiny.yaml"
+    edit(scale, "steps: 3\n", "steps: 150\n")
+    edit(scale, "checkpoint_every: 2\n", "checkpoint_every: 5\n")
+    state = clone / "results/tiny/store/tokenizer/cq-k16384"
+    first = started(clone, TARGET)
+    until("a checkpoint", lambda: list(state.glob("*/state/checkpoint-000000005.json")) or first.poll() is not None)
+    second = snakemake(clone, TARGET, *TINY)
+    assert second.returncode != 0 and "cannot be locked" in second.stderr and "Traceback" not in second.stderr
+    assert first.poll() is None, first.communicate()[0]
+    first.kill()
+    first.communicate()
+    until("the job to end with its Snakemake", lambda: not at_work(clone), 30)
+    log = (clone / "results/tiny/logs/tokenizers/cq-k16384.log").read_text()
+    assert "Snakemake was killed; stopping" in log and "stopped by SIGTERM at step" in log
+
+    third = snakemake(clone, TARGET, *TINY)
+    assert third.returncode != 0 and "--unlock" in third.stderr
+    assert snakemake(clone, "--unlock", TARGET, *TINY).returncode == 0
+    last = snakemake(clone, "--rerun-incomplete", TARGET, *TINY)
+    text = last.stdout + last.stderr
+    assert last.returncode == 0 and "resumed cq-k16384 at step" in text, text[-3000:]
+
+    shutil.rmtree(clone / ".snakemake")
+    done = snakemake(clone, "-n", TARGET, *TINY)
+    assert "Nothing to be done" in done.stdout + done.stderr, "the manifests alone say that all is done"
+
+
+def test_an_edit_stops_the_waiting_job_that_it_reaches_and_no_other(clone: Path) -> None:
+    edit(clone / "workflow" / "pretrained.yaml", "steps: 5\n", "steps: 60\n")
+    reached, spared = (f"results/tiny/tokenizers/{name}/manifest.json" for name in ("cq-k1024", "cq-k16384"))
+    running = started(clone, "--keep-going", "--show-failed-logs", reached, spared)
+    until("the first job", lambda: (clone / "results/tiny/store/pretrained").exists() or running.poll() is not None)
+    assert running.poll() is None, running.communicate()[0]
+    edit(clone / "workflow" / "scales" / "tiny.yaml", "1024: 16\n", "1024: 17\n")
+    text = running.communicate(timeout=300)[0]
+    assert running.returncode != 0 and "tokenizer/cq-k1024 changed between submission and start" in text, text[-3000:]
+    assert (clone / spared).is_file() and not (clone / reached).exists()
+    again = snakemake(clone, reached, spared, *TINY)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert len(re.findall(r"^(?:local)?rule train_tokenizer:", again.stdout + again.stderr, re.M)) == 1
+    assert (clone / reached).is_file()
