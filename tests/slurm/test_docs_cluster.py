@@ -13,7 +13,9 @@ from cluster import Cluster
 from helpers import ROOT, run_in
 
 pytestmark = pytest.mark.slurm
-BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / "cluster.md").read_text(), re.M | re.S)
+# Fences marked sh are tried elsewhere (test_several.py), at another size.
+FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "docs" / "cluster.md").read_text(), re.M | re.S)
+BLOCKS = [text for language, text in FENCES if not language]
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 
 
