@@ -41,11 +41,12 @@ test-demo: setup
 
 # On a real Slurm, of plain processes (tests/slurm/cluster.py); installs it by apt where it is missing. Under 10 minutes.
 test-slurm: setup
-	$(BIN)/python -m pytest -m slurm
+	$(BIN)/python -m pytest -m "slurm and not long"
 
 # SIGKILL at 30 random moments of every stage, and the other faults. FAULT_SEED=N repeats a run.
 test-faults: setup
 	FAULT_TRIALS=30 $(BIN)/python -m pytest tests/faults -rP
+	$(BIN)/python -m pytest -m long
 
 # Every claim about speed and memory, against the libraries; writes docs/performance.md. Under 40 minutes on 2 idle cores.
 benchmark: setup

@@ -132,6 +132,7 @@ def stopped_on_its_way(cluster: Cluster, folder: Path, job: Watched) -> None:
         cluster.start_node(int(node.removeprefix("node")))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1500)  # seven minutes alone, with the table that the fixture makes
 def test_a_run_that_is_cancelled_signalled_sliced_and_loses_its_node(
     cluster: Cluster, ran: tuple[Path, object], calm: tuple[Path, subprocess.Popen[bytes]], tmp_path: Path
