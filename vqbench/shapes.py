@@ -97,8 +97,10 @@ def check_paper(paper: str, data: dict[str, Any]) -> None:
 
 
 def check_names(names: Mapping[Any, Any], where: str) -> None:
-    """Raises:
-    SpecError: a name with a character that is no letter, digit, dot, dash or underscore, or that starts with one of those.
+    """Refuse what cannot be a part of a path or of a command.
+
+    Raises:
+        SpecError: a name with another character than letters, digits, dots, dashes and underscores, or one of those first.
     """
     for name in names:
         if not NAME.fullmatch(str(name)):

@@ -32,14 +32,8 @@ from vqbench.errors import ArtifactError, Interrupted, OutOfMemory, PeerLost, St
 from vqbench.papers import KINDS, Bench, Key, Step, bench, score_keys
 from vqbench.specs import canonical, digest_of
 
-STATE = (
-    "state",
-    ".lock",
-    "failure.json",
-    "finished.json",
-    "run.json",
-    attempts.NOTE,
-)  # names in a store that are not outputs
+# Names in a store that are not outputs.
+STATE = ("state", ".lock", "failure.json", "finished.json", "run.json", attempts.NOTE)
 
 
 @dataclass(frozen=True)

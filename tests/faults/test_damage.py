@@ -6,11 +6,11 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forks import STAGES, Forks, longer_clone, made, store_of
+from forks import STAGES, Forks, made, store_of
 
 Damage = Callable[[Path, Path], object]
 
@@ -37,13 +37,6 @@ FILES = {
 }
 OTHERS = {"other-tokenizer": ("train-tokenizer", "cq-k65536"), "other-samples": ("sample", "cq-b-k16384-s64")}
 EVERY = STAGES | OTHERS
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with Forks(longer_clone(tmp_path_factory.mktemp("damage") / "clone")) as forks:
-        forks.prepare()
-        yield forks
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,11 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from forks import STAGES, Forks, longer_clone, made, store_of
+from forks import STAGES, Forks, made, store_of
 
 TRIALS = int(os.environ.get("FAULT_TRIALS", "3"))
 SEED = os.environ["FAULT_SEED"]
@@ -26,13 +25,6 @@ class Calm(NamedTuple):
     manifest: Path
     seconds: float
     made: dict[str, bytes]
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with Forks(longer_clone(tmp_path_factory.mktemp("kills") / "clone")) as forks:
-        forks.prepare()
-        yield forks
 
 
 @pytest.fixture(scope="module")
