@@ -47,7 +47,7 @@ def mutations(draw: st.DrawFn) -> tuple[Path, dict[str, Any]]:
             node = node[key]
         kind = draw(st.sampled_from(["set", "set", "remove", "rename"]))
         if kind == "set":
-            node[last] = draw(st.sampled_from(VALUES))
+            node[last] = copy.deepcopy(draw(st.sampled_from(VALUES)))  # a second mutation may reach into the first
         elif kind == "remove" or not isinstance(node, dict):
             del node[last]
         else:
