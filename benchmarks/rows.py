@@ -98,7 +98,7 @@ def agreement(ours: dict[str, float], theirs: dict[str, float]) -> str:
 def judged(plan: Plan) -> Iterator[Row]:
     """FID + IS + P/R, and the judge's limit."""
     found = sides(plan, ("sets-engine", "sets-library", "bare-forward"), plan.images, plan.runs)
-    yield from _judged(found, f"{plan.images} + {plan.images} images", f"FID + IS + P/R, {plan.images} + {plan.images}")
+    yield from _judged(found, f"FID + IS + P/R, {plan.images} + {plan.images}")
     engine, bare = (seconds(found[name]) for name in ("sets-engine", "bare-forward"))
     rate = 2 * plan.images // 8 * 8 / statistics.median(bare)
     yield Row("judged", "FID + IS + P/R beside the bare forward", "folded channels-last Inception alone",
@@ -106,7 +106,7 @@ def judged(plan: Plan) -> Iterator[Row]:
     if plan.confirm:
         # The larger sets replace the smaller ones in folders of their own.
         large = sides(plan_of(plan, plan.confirm), ("sets-engine", "sets-library"), plan.confirm, 1)
-        yield from _judged(large, "", f"FID + IS + P/R, {plan.confirm} + {plan.confirm}, once")
+        yield from _judged(large, f"FID + IS + P/R, {plan.confirm} + {plan.confirm}, once")
 
 
 def plan_of(plan: Plan, count: int) -> Plan:
@@ -114,7 +114,7 @@ def plan_of(plan: Plan, count: int) -> Plan:
     return Plan(**{**plan.__dict__, "folder": plan.folder / str(count), "images": count})
 
 
-def _judged(found: dict[str, list[dict[str, Any]]], _: str, work: str) -> Iterator[Row]:
+def _judged(found: dict[str, list[dict[str, Any]]], work: str) -> Iterator[Row]:
     ours, theirs = found["sets-engine"], found["sets-library"]
     yield Row("judged", work, "torch-fidelity, images/s", *ratio(seconds(theirs), seconds(ours)), 2.0,
               remark=agreement(ours[0]["values"], theirs[0]["values"]))  # fmt: skip

@@ -165,6 +165,16 @@ def _score(
     request: Request, source: Source, reference: Images | None, guards: Guards, extras: Extras
 ) -> tuple[list[Found], list[str], Source | Reference | None]:
     """One pass over the generated images (and their originals), one over a reference of other images."""
+    evaluator, known, other = _seen(request, source, reference, guards, extras)
+    request.judges.close()  # the networks' memory serves the comparison
+    found, left = _compare(evaluator, known, request.explicit)
+    return found, left, other
+
+
+def _seen(
+    request: Request, source: Source, reference: Images | None, guards: Guards, extras: Extras
+) -> tuple[Evaluator, FeatureSet | None, Source | Reference | None]:
+    """The passes: all that is kept of the images."""
     sets = set_metrics([name for name in request.names if name in BUILD], request.protocol)
     extract = request.judges.extractor(layers_of(sets)) if sets else None
     paired = [name for name in request.names if name in PAIRED]
@@ -178,8 +188,8 @@ def _score(
         # The reference first: what is wrong with it shows before the pass over 50,000 samples.
         known, other = _reference(request, sets, extract, reference, source)
         pass_over(evaluator, source, request.protocol.batch, guards, extras)
-    found, left = _compare(evaluator, known, request.explicit)
-    return found, left, other
+    evaluator.extract = None
+    return evaluator, known, other
 
 
 def _reference(

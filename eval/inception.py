@@ -34,7 +34,7 @@ class InceptionV3(JudgeNetwork):
 
     layers = ("64", "192", "768", "2048", "logits_unbiased", "logits", "spatial")
     size = 299
-    chunk = 8
+    chunk = 4
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()

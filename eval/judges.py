@@ -63,6 +63,10 @@ class Judges:
                 self._opened[kind] = open_network(kind, self.file(kind), self.device)
         return self._opened[kind]
 
+    def close(self) -> None:
+        """Let go of the networks; the digests stay."""
+        self._opened.clear()
+
     def lpips(self) -> nn.Module:
         """LPIPS over the protocol's network."""
         kind = self.protocol.lpips.network
