@@ -166,6 +166,9 @@ def test_schedule_ends() -> None:
     assert learning_rate(1.0, cosine, 55, 100) == pytest.approx(0.55)
     assert learning_rate(1.0, cosine, 100, 100) == pytest.approx(0.1)
     assert learning_rate(0.3, ScheduleSpec(), 99, 100) == 0.3
+    linear = ScheduleSpec(name="linear", warmup_steps=20)
+    assert learning_rate(1.0, linear, 40, 100) == pytest.approx(0.75)
+    assert learning_rate(1.0, linear, 100, 100) == 0.0
 
 
 def test_adamw_spares_vectors_from_decay_and_keeps_frozen_parts_out() -> None:

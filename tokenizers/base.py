@@ -61,6 +61,9 @@ class Quantizer(nn.Module):
     def codebook(self) -> Tensor:
         """The K code vectors as they are looked up, (K, code_dim)."""
 
+    def end_step(self) -> None:
+        """After the micro-batches of a training step: move what learns without a gradient. All processes come here."""
+
 
 class Tokenizer(nn.Module):
     """Images to ids and back. Images are RGB in [-1, 1], shape (B, 3, H, W)."""
@@ -94,6 +97,10 @@ class Tokenizer(nn.Module):
         """(B, 3, H, W) -> :class:`Output`."""
         quantized = self.quantize(self.encode(images))
         return Output(self.decode(quantized.latents), quantized)
+
+    def end_step(self) -> None:
+        """After a training step, see :meth:`Quantizer.end_step`."""
+        self.quantizer.end_step()
 
     def losses(self, images: Tensor, output: Output, step: int) -> dict[str, Tensor]:
         """Named, unweighted terms: both pixel norms and what the quantizer adds. A recipe's ``weights`` choose."""

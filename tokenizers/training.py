@@ -109,6 +109,7 @@ class TokenizerTask(Task):
         return Terms(total, named)
 
     def end_step(self, micro_batches: int) -> None:
+        self.model.end_step()
         if self._logits:
             lecam, total = self.extras["lecam"], torch.stack(self._logits).sum(0)  # (2,)
             assert isinstance(lecam, LeCam)

@@ -2,16 +2,19 @@
 
 VQGAN (CompVis/taming-transformers: configs/imagenet_vqgan.yaml): the defaults. LlamaGen (FoundationVision/LlamaGen:
 tokenizer/tokenizer_image/vq_model.py): code_dim 8, l2_normalize. MaskGIT (google-research/maskgit): entropy_temperature
-0.01 with a weight of 0.1 on the term ``entropy``.
+0.01 with a weight of 0.1 on the term ``entropy``. VQGAN-LC's baselines (Sec. 3.1): VQGAN with similarity cosine; VQGAN-FC with
+a code_dim far below latent_channels; VQGAN-EMA with codebook ema.
 """
 
 from __future__ import annotations
 
+from vqbench.errors import SpecError, nearest
 from vqbench.specs import TokenizerSpec
 from vqbench.tokenizers.base import Tokenizer
 from vqbench.tokenizers.networks.autoencoder import ConvTokenizer
 from vqbench.tokenizers.networks.initialise import seeded_init
 from vqbench.tokenizers.quantizers.codebook import VectorQuantizer
+from vqbench.tokenizers.quantizers.ema import EmaQuantizer
 
 LAYOUT = "raster"
 OPTIONS = {
@@ -23,6 +26,9 @@ OPTIONS = {
     "attention_resolutions": [16],
     "mid_attention": True,
     "latent_channels": 256,
+    "codebook": "gradient",
+    "ema_decay": 0.99,
+    "similarity": "euclidean",
     "l2_normalize": False,
     "entropy_temperature": 0.0,
     "init": "uniform",
@@ -33,16 +39,19 @@ def build(spec: TokenizerSpec) -> Tokenizer:
     """The untrained tokenizer; its weights follow from ``spec.seed``.
 
     Raises:
-        SpecError: the options do not fit the resolution and grid, or name an unknown init.
+        SpecError: the options do not fit the resolution and grid, or name an unknown init, similarity or codebook.
     """
     options = spec.options
+    settings = {k: options[k] for k in ("init", "similarity", "l2_normalize", "entropy_temperature")}
     with seeded_init(spec.seed, "tokenizer"):
-        quantizer = VectorQuantizer(
-            spec.tokens,
-            init=options["init"],
-            l2_normalize=options["l2_normalize"],
-            entropy_temperature=options["entropy_temperature"],
-        )
+        if options["codebook"] == "ema":
+            quantizer = EmaQuantizer(spec.tokens, decay=options["ema_decay"], **settings)
+        elif options["codebook"] == "gradient":
+            quantizer = VectorQuantizer(spec.tokens, **settings)
+        else:
+            raise SpecError(
+                f"tokenizer: codebook is '{options['codebook']}'; {nearest(options['codebook'], ('gradient', 'ema'))}"
+            )
         return ConvTokenizer(
             spec,
             quantizer,

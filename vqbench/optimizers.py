@@ -12,14 +12,15 @@ from vqbench.specs import OptimizerSpec, ScheduleSpec
 
 
 def learning_rate(base: float, schedule: ScheduleSpec, step: int, steps: int, scale_final: float = 1.0) -> float:
-    """Learning rate at a step: linear warm-up, then constant or cosine from `base` to ``final_lr * scale_final``."""
+    """Learning rate at a step: linear warm-up, then constant, or a line or half a cosine from `base` to ``final_lr * scale_final``."""
     if step < schedule.warmup_steps:
         return base * (step + 1) / schedule.warmup_steps
     if schedule.name == "constant":
         return base
     final = schedule.final_lr * scale_final
-    share = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
-    return final + (base - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    share = min(1.0, (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps))
+    left = 1 - share if schedule.name == "linear" else 0.5 * (1 + math.cos(math.pi * share))
+    return final + (base - final) * left
 
 
 def make_optimizer(module: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:

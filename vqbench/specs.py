@@ -65,9 +65,9 @@ class OptimizerSpec(Spec):
 
 
 class ScheduleSpec(Spec):
-    """Learning rate over steps: linear warm-up, then constant, or cosine down to `final_lr`."""
+    """Learning rate over steps: linear warm-up, then constant, or by half a cosine or a line down to `final_lr`."""
 
-    name: Literal["constant", "cosine"] = "constant"
+    name: Literal["constant", "cosine", "linear"] = "constant"
     final_lr: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
 

@@ -176,3 +176,20 @@ def test_entropy_is_a_training_term_that_must_be_asked_for() -> None:
     assert set(module(latents()).losses) == {"codebook", "commitment", "entropy"}
     assert set(module.eval()(latents()).losses) == {"codebook", "commitment"}
     assert set(quantizer(RASTER)(latents()).losses) == {"codebook", "commitment"}
+
+
+def test_cosine_look_up_finds_the_direction_and_keeps_the_length() -> None:
+    module = quantizer(RASTER, similarity="cosine")
+    with torch.no_grad():
+        module.weight.mul_(torch.linspace(0.1, 10, 11)[:, None])
+    z = latents()
+    found = module(z)
+    vectors = to_vectors(z, RASTER)
+    expected = torch.nn.functional.cosine_similarity(
+        vectors[:, None].double(), module.weight[None].double(), dim=2
+    ).argmax(1)
+    assert torch.equal(found.ids.flatten(), expected)
+    assert torch.equal(found.latents, from_vectors(module.weight[expected], RASTER))
+    assert not torch.equal(quantizer(RASTER)(z).ids, found.ids)
+    with pytest.raises(SpecError, match="similarity is 'cosin'; did you mean 'cosine'"):
+        quantizer(RASTER, similarity="cosin")

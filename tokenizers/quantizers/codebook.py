@@ -21,6 +21,7 @@ from vqbench.tokenizers.quantizers.layouts import from_vectors, to_vectors
 from vqbench.tokenizers.quantizers.nearest import nearest_code
 
 INITS = ("uniform", "normal", "samples")
+SIMILARITIES = ("euclidean", "cosine")
 SAMPLE_NOISE = 0.3  # of init "samples", in deviations of the batch
 
 
@@ -42,7 +43,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 class VectorQuantizer(Quantizer):
-    """Nearest code in Euclidean distance, on the raster or the channel layout of a :class:`~vqbench.specs.TokenSpec`.
+    """Nearest code, on the raster or the channel layout of a :class:`~vqbench.specs.TokenSpec`.
 
     Losses, unweighted, means over all elements: ``codebook`` = mean (sg[z] - e)^2, ``commitment`` = mean (z - sg[e])^2.
     (cq Eq. 3 prints z^q where z is meant: as printed both would be zero.) ``entropy`` is added in training mode where
@@ -53,20 +54,29 @@ class VectorQuantizer(Quantizer):
         init: ``uniform`` on +-1/K (taming/modules/vqvae/quantize.py); ``normal`` with deviation d^-0.5 (SimVQ);
             ``samples``: the vectors of the first batch seen in training mode, with a little noise (ours: all codes
             start among the encoder's outputs). Over several processes rank 0's batch is taken.
+        similarity: ``euclidean`` or ``cosine``: how the nearest code is found. Codes keep their length either way.
         l2_normalize: vectors and codes are compared and looked up at length 1 (LlamaGen).
         entropy_temperature: of the soft assignment in the entropy term; 0 is off (MaskGIT's tokenizer: 0.01).
 
     Raises:
-        SpecError: unknown `init`.
+        SpecError: unknown `init` or `similarity`.
     """
 
     def __init__(
-        self, tokens: TokenSpec, *, init: str = "uniform", l2_normalize: bool = False, entropy_temperature: float = 0.0
+        self,
+        tokens: TokenSpec,
+        *,
+        init: str = "uniform",
+        similarity: str = "euclidean",
+        l2_normalize: bool = False,
+        entropy_temperature: float = 0.0,
     ) -> None:
         super().__init__()
-        if init not in INITS:
-            raise SpecError(f"quantizer: init is '{init}'; {nearest(init, INITS)}")
+        for name, value, known in (("init", init, INITS), ("similarity", similarity, SIMILARITIES)):
+            if value not in known:
+                raise SpecError(f"quantizer: {name} is '{value}'; {nearest(value, known)}")
         self.tokens, self.l2_normalize, self.entropy_temperature = tokens, l2_normalize, entropy_temperature
+        self.cosine = similarity == "cosine"
         weight = torch.empty(tokens.num_codes, tokens.code_dim)
         if init == "uniform":
             nn.init.uniform_(weight, -1 / tokens.num_codes, 1 / tokens.num_codes)
@@ -97,7 +107,7 @@ class VectorQuantizer(Quantizer):
             self._start_from(z.detach())
         z = F.normalize(z, dim=1) if self.l2_normalize else z  # (M, d)
         codebook = self.codebook()  # (K, d)
-        ids = nearest_code(z, codebook)  # (M,)
+        ids = nearest_code(*((F.normalize(v, dim=1) for v in (z, codebook)) if self.cosine else (z, codebook)))  # (M,)
         codes = F.embedding(ids, codebook)  # (M, d)
         losses = {"codebook": F.mse_loss(codes, z.detach()), "commitment": F.mse_loss(z, codes.detach())}
         if self.training and self.entropy_temperature > 0:
