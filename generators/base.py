@@ -1,7 +1,9 @@
 """The contract of a generator family. It knows of a tokenizer only its TokenSpec and its tokens.
 
 A family is one file ``generators/<family>.py`` with literals ``OPTIONS``, ``SAMPLER`` (sampling options and defaults) and
-``ACCEPTS`` ({TokenSpec field: {values, why}}), all read without importing it, and ``build(spec) -> Generator``.
+``ACCEPTS`` ({TokenSpec field: {values, why}}), optionally ``TERMS`` (its losses, unless it is ``cross_entropy`` alone) and
+``READS`` (``ids``, or ``latents``: the encoder's outputs before quantization), all read without importing it, and
+``build(spec) -> Generator``.
 
 Letters: B images, N ids an image, Q slots, K codebook size.
 """
@@ -25,9 +27,15 @@ if TYPE_CHECKING:
 class Generator(nn.Module):
     """A prior over tokens, class-conditional."""
 
+    def begin(self, tokens: Tensor) -> None:
+        """Before the first step, without gradient: what starts from the data, here the first micro-batch."""
+
     @abstractmethod
     def losses(self, tokens: Tensor, condition: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """Named, unweighted scalar terms for ids (B, N, Q) and class labels (B,). All randomness comes from `rng`."""
+        """Named, unweighted scalar terms for ids (B, N, Q), or latents (B, C, h, w), and class labels (B,).
+
+        All randomness but dropout comes from `rng`.
+        """
 
     @abstractmethod
     def sample(self, condition: Tensor, rng: torch.Generator, sampler: dict[str, Any]) -> Tensor:

@@ -26,6 +26,9 @@ class GeneratorTask(Task):
         self.extras: dict[str, nn.Module] = {}
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
+    def begin(self, batch: Batch) -> None:
+        self.model.begin(batch[0])
+
     def examples(self, start: int, count: int) -> Batch:
         rows = np.array([self._row(g) for g in range(start, start + count)])
         return torch.from_numpy(self.ids[rows].astype(np.int64)), torch.from_numpy(self.labels[rows])

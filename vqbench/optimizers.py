@@ -12,7 +12,7 @@ from vqbench.specs import OptimizerSpec, ScheduleSpec
 
 
 def learning_rate(base: float, schedule: ScheduleSpec, step: int, steps: int, scale_final: float = 1.0) -> float:
-    """Learning rate at a step: linear warm-up, then constant, or a line or half a cosine from `base` to ``final_lr * scale_final``."""
+    """Learning rate at a step: linear warm-up; then constant, or a line or half a cosine to ``final_lr * scale_final``."""
     if step < schedule.warmup_steps:
         return base * (step + 1) / schedule.warmup_steps
     if schedule.name == "constant":

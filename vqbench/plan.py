@@ -170,7 +170,7 @@ def _counted(as_json: str) -> tuple[float, float, float]:
     with torch.device("meta"):
         model, image = load("tokenizers", spec.family).build(spec), torch.empty(1, 3, spec.resolution, spec.resolution)
         with FlopCounterMode(display=False) as counter:
-            model.decode(model.encode(image).new_empty(1, *_latent_shape(spec)))
+            model.decode(model.encode(image).new_empty(1, *spec.tokens.latent_shape))
         forward = (
             float(counter.get_total_flops())
             + 2.0 * spec.tokens.num_tokens * spec.tokens.num_codes * spec.tokens.code_dim
@@ -184,8 +184,3 @@ def _counted(as_json: str) -> tuple[float, float, float]:
                 network(image.expand(4, -1, -1, -1))
             adversary = counter.get_total_flops() / 4
     return forward, adversary, 4.0 * sum(p.numel() for p in model.parameters())
-
-
-def _latent_shape(spec: TokenizerSpec) -> tuple[int, int, int]:
-    channels = spec.tokens.num_tokens if spec.tokens.layout == "channel" else spec.tokens.code_dim
-    return channels, spec.tokens.grid, spec.tokens.grid

@@ -38,6 +38,11 @@ class TokenSpec(Spec):
     num_slots: int = Field(default=1, gt=0, description="Q, codes a position")
     scales: tuple[int, ...] = ()
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the latent map that has these tokens."""
+        return (self.num_tokens if self.layout == "channel" else self.code_dim, self.grid, self.grid)
+
 
 class DatasetSpec(Spec):
     """One data set: a folder of class folders, or photographs that ship inside scikit-image and scikit-learn."""

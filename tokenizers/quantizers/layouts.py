@@ -10,18 +10,13 @@ from torch import Tensor
 from vqbench.specs import TokenSpec
 
 
-def latent_shape(tokens: TokenSpec) -> tuple[int, int, int]:
-    """(C, h, w) of the latent map that has these tokens."""
-    return (tokens.num_tokens if tokens.layout == "channel" else tokens.code_dim, tokens.grid, tokens.grid)
-
-
 def to_vectors(latents: Tensor, tokens: TokenSpec) -> Tensor:
     """(B, C, h, w) -> (B*N, d): raster N = h*w, d = C; channel N = C, d = h*w.
 
     Raises:
         ValueError: the map does not have the shape of these tokens (an image of another size, for one).
     """
-    expected = latent_shape(tokens)
+    expected = tokens.latent_shape
     if latents.shape[1:] != expected:
         raise ValueError(f"latents {tuple(latents.shape)} are not (B, {', '.join(map(str, expected))}); "
                          "is the image of the tokenizer's resolution?")  # fmt: skip
@@ -32,7 +27,7 @@ def to_vectors(latents: Tensor, tokens: TokenSpec) -> Tensor:
 
 def from_vectors(vectors: Tensor, tokens: TokenSpec) -> Tensor:
     """(B*N, d) -> (B, C, h, w), the inverse of :func:`to_vectors`."""
-    channels, height, width = latent_shape(tokens)
+    channels, height, width = tokens.latent_shape
     if tokens.layout == "channel":
         return vectors.view(-1, channels, height, width)  # (B, C, h, w)
     return vectors.view(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()  # (B, C, h, w)

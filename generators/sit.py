@@ -1,0 +1,159 @@
+"""SiT: DiT's transformer that learns a velocity from noise to latents (Ma et al. 2024; VQGAN-LC App. A; willisma/SiT).
+
+The path is a line, x_t = (1 - t) e + t x with noise e and latents x; the network predicts x - e. Samples follow the
+velocity (dopri5, ``ode``) or the reverse equation with noise (Euler-Maruyama, ``sde``), then are quantized and decoded.
+
+Letters: B images, C channels, h w the latent map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from vqbench.errors import SpecError, nearest
+from vqbench.generators.base import Generator
+from vqbench.generators.networks.dit import DiT
+from vqbench.generators.networks.guided import check_guidance, guided
+from vqbench.generators.networks.scale import Scale
+from vqbench.specs import GeneratorSpec
+from vqbench.switches import at_least_fp32
+
+READS = "latents"
+TERMS = ("velocity",)
+
+# SiT-XL/2 mirrors DiT-XL/2: VQGAN-LC App. A. scale: see Scale.
+OPTIONS = {"layers": 28, "width": 1152, "heads": 16, "mlp_ratio": 4, "patch": 2, "scale": "std"}
+
+# guidance: VQGAN-LC App. A. The rest: willisma/SiT:train_utils.py (steps 250 and last_step 0.04 of the SDE, tolerances of
+# the ODE, which chooses its own steps). guided_channels: 0 is all; the released code guides 3.
+SAMPLER = {
+    "method": "ode",
+    "steps": 250,
+    "last_step": 0.04,
+    "rtol": 1e-3,
+    "atol": 1e-6,
+    "guidance": 8.0,
+    "guided_channels": 0,
+}
+
+METHODS = ("ode", "sde")
+
+ACCEPTS = {"layout": {"values": ["raster", "channel"], "why": "latents of several scales are no one map"}}
+
+
+class FlowTransformer(Generator):
+    """The model.
+
+    Args:
+        spec: sizes in ``options`` (see :data:`OPTIONS`); ``training.class_drop`` is the probability that a class is
+            replaced by none.
+
+    Raises:
+        SpecError: sizes do not fit each other.
+    """
+
+    def __init__(self, spec: GeneratorSpec) -> None:
+        super().__init__()
+        option = spec.options
+        self.channels, self.side, _ = spec.tokens.latent_shape
+        self.null_class, self.class_drop = spec.num_classes, spec.training.class_drop
+        self.network = DiT(
+            channels=self.channels, side=self.side, outputs=self.channels, num_classes=spec.num_classes,
+            **{k: option[k] for k in ("layers", "width", "heads", "mlp_ratio", "patch")},
+        )  # fmt: skip
+        self.scale = Scale(option["scale"])
+
+    def begin(self, tokens: Tensor) -> None:
+        self.scale.measure(tokens)
+
+    def losses(self, tokens: Tensor, condition: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """``velocity``: mean squared error of x - e at a time drawn from U(0, 1).
+
+        Args:
+            tokens: latents (B, C, h, w).
+            condition: (B,) int64 class labels in [0, num_classes).
+            rng: on any device.
+        """
+        data, place = self.scale(tokens), tokens.device
+        time = torch.rand(len(data), generator=rng, device=rng.device).to(place)
+        noise = torch.randn(data.shape, generator=rng, device=rng.device).to(place)
+        dropped = torch.rand(len(data), generator=rng, device=rng.device).to(place) < self.class_drop
+        share = time[:, None, None, None]
+        found = self.network((1 - share) * noise + share * data, time, condition.masked_fill(dropped, self.null_class))
+        return {"velocity": (at_least_fp32(found) - (data - noise)).square().mean()}
+
+    @torch.no_grad()
+    def sample(self, condition: Tensor, rng: torch.Generator, sampler: dict[str, Any]) -> Tensor:
+        """From noise at t = 0 to latents at t = 1. All noise comes from `rng`, which lives on the model's device.
+
+        Args:
+            condition: (B,) int64 class labels.
+            sampler: all keys of :data:`SAMPLER`.
+
+        Returns:
+            latents (B, C, h, w) in the encoder's scale.
+
+        Raises:
+            SpecError: a sampler option is out of its range.
+        """
+        check_sampler(sampler, self.channels)
+        network = guided(self.network, condition, self.null_class, sampler, self.channels)
+        shape = (len(condition), self.channels, self.side, self.side)
+        x = torch.randn(shape, generator=rng, device=rng.device)
+
+        def velocity(time: Tensor, latents: Tensor) -> Tensor:
+            return at_least_fp32(network(latents, time))
+
+        if sampler["method"] == "ode":
+            ends = torch.tensor([0.0, 1.0], device=x.device)
+            x = odeint(velocity, x, ends, method="dopri5", rtol=sampler["rtol"], atol=sampler["atol"])[-1]
+        else:
+            x = euler_maruyama(velocity, x, rng, sampler["steps"], sampler["last_step"])
+        return self.scale.undo(x)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """``blocks``: all; there is no vocabulary."""
+        return {"blocks": sum(p.numel() for p in self.parameters()), "vocabulary": 0}
+
+
+def euler_maruyama(velocity: Any, x: Tensor, rng: torch.Generator, steps: int, last_step: float) -> Tensor:
+    """dx = (v + D score) dt + sqrt(2 D) dW with D = 1 - t, from t = 0 to 1 - `last_step`; then the mean of one last step.
+
+    D is the noise's own share ("sigma" in willisma/SiT:transport). On a line from noise the score is
+    (t v - x) / (1 - t), so D score = t v - x: nothing divides by 1 - t.
+    """
+    times = torch.linspace(0, 1 - last_step, steps, device=x.device)
+    gap = times[1] - times[0]
+    for time in times[:-1]:
+        v = velocity(time, x)
+        noise = torch.randn(x.shape, generator=rng, device=rng.device)
+        x = x + (v + time * v - x) * gap + (2 * (1 - time) * gap).sqrt() * noise
+    v = velocity(times[-1], x)
+    return x + (v + times[-1] * v - x) * last_step
+
+
+def build(spec: GeneratorSpec) -> FlowTransformer:
+    """The untrained model; runs on the meta device too."""
+    return FlowTransformer(spec)
+
+
+def check_sampler(sampler: dict[str, Any], channels: int) -> None:
+    """Refuse sampler options that are out of range.
+
+    Raises:
+        SpecError: names the option, its value and what is allowed.
+    """
+    check_guidance(sampler, channels)
+    if sampler["method"] not in METHODS:
+        raise SpecError(f"sampler: unknown method '{sampler['method']}'; {nearest(sampler['method'], METHODS)}")
+    if not 0 < sampler["last_step"] < 1:
+        raise SpecError(f"sampler: last_step is {sampler['last_step']}; it must be in (0, 1)")
+    for key in ("rtol", "atol"):
+        if sampler[key] <= 0:
+            raise SpecError(f"sampler: {key} is {sampler[key]}; it must be above 0")
+    if sampler["steps"] < 2:
+        raise SpecError(f"sampler: steps is {sampler['steps']}; the SDE needs at least 2")
