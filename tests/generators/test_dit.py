@@ -99,11 +99,8 @@ def test_the_backbone_is_diffusers(family: Any) -> None:
     model = small_model(family, grid=8)
     outputs = 6 if family is dit else 3
     other = reference_of(model.network, outputs)
-    x, time, labels = (
-        torch.randn(5, 3, 8, 8, generator=torch_rng(0)),
-        torch.tensor([0, 1, 77, 500, 999]),
-        torch.tensor([0, 1, 2, 3, 0]),
-    )
+    x, labels = torch.randn(5, 3, 8, 8, generator=torch_rng(0)), torch.tensor([0, 1, 2, 3, 0])
+    time = torch.tensor([0, 1, 77, 500, 999])
     with torch.no_grad():
         ours, theirs = model.network(x, time, labels), other(x, time, labels).sample
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -151,13 +148,12 @@ def test_the_bound_is_the_divergence_of_the_posterior() -> None:
         beta = 1 - a / before
         now = (a.sqrt() * start + (1 - a).sqrt() * e).float()
         variance = beta * (1 - before) / (1 - a)
-        mean = lambda x: before.sqrt() * beta / (1 - a) * x + (1 - beta).sqrt() * (1 - before) / (1 - a) * now  # noqa: E731
+        of_start, of_now = before.sqrt() * beta / (1 - a), (1 - beta).sqrt() * (1 - before) / (1 - a)
         wide = torch.exp(variance.log() + (beta.log() - variance.log()) * (share.double() + 1) / 2)
         seen = (now - (1 - a).sqrt() * guess) / a.sqrt()
-        true = torch.distributions.Normal(mean(start), variance.sqrt())
-        expected = torch.distributions.kl_divergence(
-            true, torch.distributions.Normal(mean(seen), wide.sqrt())
-        ).mean() / np.log(2)
+        true = torch.distributions.Normal(of_start * start + of_now * now, variance.sqrt())
+        guessed = torch.distributions.Normal(of_start * seen + of_now * now, wide.sqrt())
+        expected = torch.distributions.kl_divergence(true, guessed).mean() / np.log(2)
         found = variational_bound(table, start, now, torch.full((2,), step), guess, share)
         assert found.item() == pytest.approx(expected.item(), rel=1e-3)
     a, now = table.signal[0] ** 2, (table.signal[0] * start + table.noise[0] * e).float()
