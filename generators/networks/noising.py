@@ -93,7 +93,7 @@ def log_likelihood(levels: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor
 
 
 def sampler_of(kind: type[Any], schedule: Mapping[str, Any], steps: int, device: torch.device) -> Any:
-    """One of diffusers' samplers over `steps` evenly spread time steps, from the noisiest to 0."""
-    found = kind(clip_sample=False, timestep_spacing="linspace", **schedule)
+    """One of diffusers' samplers over `steps` time steps, evenly spread from the noisiest to 0 unless the schedule says."""
+    found = kind(**{"clip_sample": False, "timestep_spacing": "linspace", **schedule})
     found.set_timesteps(steps, device=device)
     return found
