@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,3 +183,21 @@ def test_frozen_parameters_stay_frozen(tmp_path: Path) -> None:
     before = first.weight.clone()
     Trainer(task, spec(), tmp_path, seed=0, title="test").run()
     assert torch.equal(first.weight, before) and not first.weight.requires_grad
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler, g++ is not here")
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
+def test_a_compiled_model_trains_alike_and_keeps_its_names(tmp_path: Path) -> None:
+    found = {}
+    for compiled in (False, True):
+        task = Regression()
+        task.players["model"].module[1].p = 0.0  # dropout draws other numbers where it is compiled
+        folder = tmp_path / str(compiled)
+        folder.mkdir()
+        found[compiled] = Trainer(task, spec(compile=compiled), folder, seed=0, title="test")
+        found[compiled].run()
+    plain, other = (found[compiled].weights() for compiled in (False, True))
+    assert plain.keys() == other.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "it was really compiled"
