@@ -196,8 +196,7 @@ def test_a_compiled_model_trains_alike_and_keeps_its_names(tmp_path: Path) -> No
         folder.mkdir()
         found[compiled] = Trainer(task, spec(compile=compiled), folder, seed=0, title="test")
         found[compiled].run()
-    plain, other = (found[compiled].weights() for compiled in (False, True))
-    assert plain.keys() == other.keys()
-    for name, value in plain.items():
-        torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5)
+    plain, other = (found[compiled] for compiled in (False, True))
+    assert plain.weights().keys() == other.weights().keys()
+    assert [r["error"] for r in other.rows] == pytest.approx([r["error"] for r in plain.rows], rel=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "it was really compiled"

@@ -50,12 +50,15 @@ def test_the_second_attempt_gets_twice_the_memory(ran: tuple[Path, object], clus
 
 
 def test_a_job_too_large_for_both_attempts_is_a_row(ran: tuple[Path, object], cluster: Cluster, tmp_path: Path) -> None:
-    folder, _ = undone_with(ran[0], tmp_path / "clone", 200)
+    folder, _ = undone_with(ran[0], tmp_path / "clone", 900)
+    path = folder / "workflow" / "papers" / "cq.yaml"
+    paper = yaml.safe_load(path.read_text())
+    paper["tokenizers"][RUN]["training"] = {"batch_size": 2048, "micro_batch": 2048}  # gigabytes of activations
+    path.write_text(yaml.safe_dump(paper, sort_keys=False))
     done = snakemake(folder, *SLURM, TABLE, **cluster.env)
     assert done.returncode != 0 and "Traceback" not in done.stderr
-    assert [mb for _, mb in jobs_of(done, cluster)] == [200, 400]
+    assert [mb for _, mb in jobs_of(done, cluster)] == [900, 1800], jobs_of(done, cluster)
     with (folder / TABLE).open() as file:
         rows = {row["row"]: row["status"] for row in csv.DictReader(file)}
-    print(rows)
     assert "failed: out of memory" in rows["Ours/codebook=1024"]
     assert all(status == "measured" for name, status in rows.items() if name != "Ours/codebook=1024")
