@@ -31,5 +31,9 @@ rule all:
     localrule: True
 
 
+onstart:
+    note_plan()
+
+
 onerror:
     settle_tables()

@@ -81,6 +81,8 @@ def bare_forward(folder: Path, count: int) -> Work:
 
 def suite_engine(folder: Path, count: int) -> Work:
     """The whole suite in one pass over pairs."""
+    import lpips  # noqa: F401  (its import is not counted)
+
     from vqbench.eval.evaluate import evaluate
 
     names = [*METRICS, "psnr", "ssim", "lpips", "usage"]

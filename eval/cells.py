@@ -12,10 +12,10 @@ from vqbench.attempts import death_of
 from vqbench.errors import ArtifactError, SpecError, StaleSpec, nearest
 from vqbench.eval.facts import fact_text, interval_text, value_text
 from vqbench.eval.protocols import metric_name
+from vqbench.jobs import finished
 from vqbench.papers import Bench, Key, Row, Table
 from vqbench.products import RowSpecs
 from vqbench.specs import digest_of
-from vqbench.steps import finished
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from vqbench.eval.score_tokenizer import pair_metrics
 from vqbench.eval.scoring import Setting, entries, judge, setting, write_scores
 from vqbench.eval.unique_ratio import UniqueRatio
 from vqbench.eval.usage import Usage
+from vqbench.jobs import Job
 from vqbench.progress import Progress
 from vqbench.seeds import torch_rng
 from vqbench.specs import TokenSpec
-from vqbench.steps import Job
 from vqbench.tokenizers.base import Tokenizer, open_tokenizer
 
 SEED = 0  # of the random codes

@@ -16,10 +16,10 @@ from vqbench.eval.base import Layer
 from vqbench.eval.features import ClassifierNetwork, Extractor, JudgeNetwork, make_extractor, open_network
 from vqbench.eval.perceptual import classifier_lpips, open_lpips
 from vqbench.eval.protocols import FOLDER, Distance, Judge, Protocol, load_protocol
+from vqbench.jobs import finished
 from vqbench.papers import bench
 from vqbench.pretrained import PhotoClassifier, open_classifier
 from vqbench.specs import PretrainedSpec, parse
-from vqbench.steps import finished
 from vqbench.weights import check_weights, locate
 
 STAND_IN = "photo-classifier"

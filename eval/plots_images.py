@@ -11,8 +11,8 @@ from vqbench.eval.figure_inputs import figure_runs
 from vqbench.eval.figure_style import TEXT_WIDTH, bare, new_figure, place, say, tile
 from vqbench.eval.protocols import SignalNoise
 from vqbench.eval.psnr import Psnr
+from vqbench.jobs import finished
 from vqbench.papers import Bench, Figure
-from vqbench.steps import finished
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.eval.figure_inputs import figure_runs
 from vqbench.eval.figure_style import DASHES, PALETTE, new_figure, say
+from vqbench.jobs import finished
 from vqbench.papers import Bench, Figure, Key
-from vqbench.steps import finished
 
 if TYPE_CHECKING:
     import pandas as pd

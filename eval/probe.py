@@ -20,9 +20,9 @@ from vqbench.eval.base import Estimate, Facts
 from vqbench.eval.intervals import wilson
 from vqbench.eval.protocols import ProbeRecipe, read_protocol
 from vqbench.eval.scoring import entry, setting, write_scores
+from vqbench.jobs import Finished, Job
 from vqbench.progress import Progress
 from vqbench.seeds import torch_rng
-from vqbench.steps import Finished, Job
 
 WHERE = ("before", "after")
 BYTES = 64 << 20  # of float64 features that L-BFGS holds at a time

@@ -14,9 +14,9 @@ from vqbench.eval.feature_set import FeatureSet, choose
 from vqbench.eval.protocols import Protocol
 from vqbench.eval.scoring import judge, setting
 from vqbench.eval.statistics_file import Reference, open_statistics, save_statistics
+from vqbench.jobs import Finished, Job
 from vqbench.progress import Progress
 from vqbench.specs import digest_of
-from vqbench.steps import Finished, Job
 
 
 def run(job: Job) -> dict[str, Any]:

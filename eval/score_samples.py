@@ -16,9 +16,9 @@ from vqbench.eval.reference import open_reference
 from vqbench.eval.scoring import entries, judge, setting, write_scores
 from vqbench.eval.set_metrics import set_metrics
 from vqbench.eval.usage import Usage
+from vqbench.jobs import Job
 from vqbench.progress import Progress
 from vqbench.specs import TokenSpec
-from vqbench.steps import Job
 
 
 def run(job: Job) -> dict[str, Any]:

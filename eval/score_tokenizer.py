@@ -22,10 +22,10 @@ from vqbench.eval.scoring import Setting, entries, judge, setting, write_scores
 from vqbench.eval.ssim import Ssim
 from vqbench.eval.unique_ratio import UniqueRatio
 from vqbench.eval.usage import Usage
+from vqbench.jobs import Job
 from vqbench.pretrained import open_classifier, weights_path
 from vqbench.progress import Progress
 from vqbench.specs import TokenSpec
-from vqbench.steps import Job
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from vqbench.eval.base import Estimate, Facts, Layer
 from vqbench.eval.evaluator import Found
 from vqbench.eval.features import ClassifierNetwork, Extractor, make_extractor, open_network
 from vqbench.eval.protocols import Protocol, metric_name, read_protocol
+from vqbench.jobs import Job
 from vqbench.pretrained import open_classifier, weights_path
 from vqbench.specs import digest_of
-from vqbench.steps import Job
 
 
 class Setting(NamedTuple):

@@ -21,7 +21,7 @@ from vqbench.rooms import load
 from vqbench.specs import GeneratorSpec
 
 if TYPE_CHECKING:
-    from vqbench.steps import Finished
+    from vqbench.jobs import Finished
 
 
 class Generator(nn.Module):

@@ -23,11 +23,11 @@ from vqbench.artifacts import describe, read_sealed, sealed, verify, write_atomi
 from vqbench.data import to_uint8
 from vqbench.errors import ArtifactError, Diverged
 from vqbench.generators.base import Generator, build_generator, open_generator
+from vqbench.jobs import Job
 from vqbench.notice import Notice
 from vqbench.progress import Progress
 from vqbench.seeds import torch_rng
 from vqbench.specs import SampleSpec
-from vqbench.steps import Job
 from vqbench.tokenizers.base import Tokenizer, open_tokenizer
 from vqbench.training import device
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from vqbench.generators.base import Generator, build_generator
+from vqbench.jobs import Job
 from vqbench.seeds import numpy_rng
 from vqbench.specs import GeneratorSpec
-from vqbench.steps import Job
 from vqbench.training import Batch, Player, Task, Terms, Trainer, finish
 
 

@@ -10,8 +10,8 @@ import pytest
 from helpers import ROOT, snakemake
 
 from vqbench.data import open_images
+from vqbench.jobs import finished
 from vqbench.papers import bench
-from vqbench.steps import finished
 
 pytestmark = pytest.mark.demo
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,3 +186,20 @@ def test_frozen_parameters_stay_frozen(tmp_path: Path) -> None:
     before = first.weight.clone()
     Trainer(task, spec(), tmp_path, seed=0, title="test").run()
     assert torch.equal(first.weight, before) and not first.weight.requires_grad
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler, g++ is not here")
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
+def test_a_compiled_model_trains_alike_and_keeps_its_names(tmp_path: Path) -> None:
+    found = {}
+    for compiled in (False, True):
+        task = Regression()
+        task.players["model"].module[1].p = 0.0  # dropout draws other numbers where it is compiled
+        folder = tmp_path / str(compiled)
+        folder.mkdir()
+        found[compiled] = Trainer(task, spec(compile=compiled), folder, seed=0, title="test")
+        found[compiled].run()
+    plain, other = (found[compiled] for compiled in (False, True))
+    assert plain.weights().keys() == other.weights().keys()
+    assert [r["error"] for r in other.rows] == pytest.approx([r["error"] for r in plain.rows], rel=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "it was really compiled"

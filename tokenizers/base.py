@@ -22,7 +22,7 @@ from vqbench.rooms import load
 from vqbench.specs import TokenizerSpec, TokenSpec
 
 if TYPE_CHECKING:
-    from vqbench.steps import Finished
+    from vqbench.jobs import Finished
 
 
 class Quantized(NamedTuple):

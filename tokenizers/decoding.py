@@ -9,9 +9,9 @@ import torch
 
 from vqbench.artifacts import write_atomic
 from vqbench.data import to_uint8
+from vqbench.jobs import Job
 from vqbench.progress import Progress
 from vqbench.specs import TokensSpec
-from vqbench.steps import Job
 from vqbench.tokenizers.base import open_tokenizer
 from vqbench.training import device
 

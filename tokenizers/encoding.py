@@ -13,9 +13,9 @@ from torch import Tensor
 from vqbench import distributed
 from vqbench.artifacts import write_atomic, write_npy
 from vqbench.data import Images, open_images, to_float
+from vqbench.jobs import Job
 from vqbench.progress import Progress
 from vqbench.specs import TokensSpec
-from vqbench.steps import Job
 from vqbench.tokenizers.base import Tokenizer, open_tokenizer
 from vqbench.training import device
 

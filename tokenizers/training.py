@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from vqbench import distributed
 from vqbench.data import Images, open_images, to_float
 from vqbench.errors import SpecError, nearest
+from vqbench.jobs import Job
 from vqbench.pretrained import open_perceptual
 from vqbench.specs import TokenizerSpec
-from vqbench.steps import Job
 from vqbench.switches import at_least_fp32
 from vqbench.tokenizers.base import Tokenizer, build_tokenizer
 from vqbench.tokenizers.losses.adversarial import (

@@ -68,9 +68,14 @@ def _oom_kills() -> int:
 
 
 def _slurm_state(job: str) -> str:
-    """Slurm's word for a job's end, as long as Slurm remembers it (MinJobAge)."""
+    """Slurm's word for a job's end, as long as Slurm remembers it (MinJobAge).
+
+    Where memory is polled and not a control group's, Slurm calls it FAILED and says why in the job's own log alone.
+    """
     if not job or not shutil.which("scontrol"):
         return ""
-    done = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True)
-    found = re.search(r"\bJobState=(\S+)", done.stdout)
-    return found[1] if found else ""
+    told = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
+    state, log = (re.search(rf"\b{name}=(.+?)$", told, re.M) for name in ("JobState", "StdErr"))
+    if log and Path(log[1]).is_file() and "exceeded memory limit" in Path(log[1]).read_text(errors="replace"):
+        return "OUT_OF_MEMORY"
+    return state[1].split()[0] if state else ""

@@ -19,7 +19,8 @@ PACKAGE = Path(__file__).resolve().parent
 # Modules that cannot change a number: they report, name files or check them. Left out of every digest.
 NEUTRAL = frozenset({"vqbench.errors", "vqbench.progress", "vqbench.artifacts", "vqbench.closure", "vqbench.cli",
                      "vqbench.notice", "vqbench.papers", "vqbench.graph", "vqbench.clone", "vqbench.resolve",
-                     "vqbench.steps", "vqbench.rooms", "vqbench"})  # fmt: skip
+                     "vqbench.steps", "vqbench.jobs", "vqbench.changes", "vqbench.run_record",
+                     "vqbench.rooms", "vqbench"})  # fmt: skip
 
 
 def module_file(module: str) -> Path | None:
@@ -48,9 +49,14 @@ def closure(roots: Iterable[str]) -> dict[str, Path]:
 def code_digest(roots: Iterable[str]) -> str:
     """SHA-256 over the syntax trees of :func:`closure`, without comments and docstrings."""
     whole = hashlib.sha256()
-    for module, path in closure(roots).items():
-        whole.update(f"{module}:{_scan(path, path.stat().st_mtime_ns)[0]}\n".encode())
+    for module, digest in code_parts(roots).items():
+        whole.update(f"{module}:{digest}\n".encode())
     return whole.hexdigest()
+
+
+def code_parts(roots: Iterable[str]) -> dict[str, str]:
+    """Module -> SHA-256 of its syntax tree, of all in :func:`closure`."""
+    return {module: _scan(path, path.stat().st_mtime_ns)[0] for module, path in closure(roots).items()}
 
 
 @lru_cache(maxsize=1024)

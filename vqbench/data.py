@@ -29,7 +29,7 @@ from vqbench.specs import DatasetSpec
 if TYPE_CHECKING:
     import torch
 
-    from vqbench.steps import Finished, Job
+    from vqbench.jobs import Finished, Job
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 TRAIN_SHARE = 0.7  # embedded: share of a photograph's rows, from the top, that belongs to the training split

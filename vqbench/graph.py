@@ -20,9 +20,9 @@ from vqbench.specs import (
     SampleSpec,
     TokenizerSpec,
     TokensSpec,
-    canonical,
     digest_of,
     parse,
+    plain,
 )
 
 Key = tuple[str, str]  # (kind, name), e.g. ("tokenizer", "cq-k16384")
@@ -209,13 +209,17 @@ class Graph:
             step = self.step(key)
             now = digest_of({
                 "kind": step.kind,
-                "spec": json.loads(canonical(step.spec)),
+                "spec": plain(step.spec),
                 "code": code_digest(step.roots),
                 "upstream": {"/".join(k): self.digest(k) for k in step.upstream},
             })  # fmt: skip
             kept = self.accepted.get("/".join(key), {})
             self._digests[key] = kept["digest"] if kept.get("current") == now else now
         return self._digests[key]
+
+    def asked(self) -> dict[Key, str]:
+        """The digests that were asked for so far: of a DAG, those of its jobs and all upstream of them."""
+        return dict(self._digests)
 
     def keep(self, key: Key, digest: str, reason: str) -> None:
         """Let `key` keep the digest that it was made with, for as long as its own now stays what it is."""

@@ -26,7 +26,7 @@ from vqbench.training import Batch, Player, Task, Terms, Trainer, finish
 from vqbench.weights import check_weights, locate
 
 if TYPE_CHECKING:
-    from vqbench.steps import Finished, Job
+    from vqbench.jobs import Finished, Job
 
 Slices = namedtuple("Slices", ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"])
 

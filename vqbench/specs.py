@@ -202,6 +202,11 @@ def canonical(value: Any) -> str:
         ) from None
 
 
+def plain(spec: Any) -> dict[str, Any]:
+    """A spec as plain JSON data, as manifests hold it."""
+    return dict(json.loads(canonical(spec)))
+
+
 def digest_of(value: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of a spec or a plain value."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()

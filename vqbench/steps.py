@@ -9,17 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
-import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,122 +21,15 @@ from filelock import FileLock, Timeout
 
 from vqbench import attempts, distributed
 from vqbench.artifacts import describe, read_json, read_sealed, sealed, verify, write_json
-from vqbench.closure import code_digest
+from vqbench.changes import since_asked
 from vqbench.errors import ArtifactError, Interrupted, OutOfMemory, PeerLost, StaleSpec, UserError, WorkerLost
-from vqbench.papers import KINDS, Bench, Key, Step, bench, score_keys
-from vqbench.specs import canonical, digest_of
+from vqbench.jobs import Job, check_owner
+from vqbench.papers import KINDS, Bench, Key, score_keys
+from vqbench.run_record import run_record
+from vqbench.specs import digest_of, plain
 
 # Names in a store that are not outputs.
 STATE = ("state", ".lock", "failure.json", "finished.json", "run.json", attempts.NOTE)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished artifact that a job reads: its files, facts and spec, verified against its manifest."""
-
-    key: Key
-    store: Path
-    manifest: dict[str, Any]
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the step recorded in its manifest, e.g. ``parameters``."""
-        return dict(self.manifest["facts"])
-
-    def file(self, name: str) -> Path:
-        """Path of an output by its name in the manifest."""
-        if name not in self.manifest["outputs"]:
-            raise ArtifactError(f"{'/'.join(self.key)} has no file '{name}'; it has {sorted(self.manifest['outputs'])}")
-        return self.store / name
-
-
-class Job:
-    """What ``run(job)`` is given: the resolved step, its inputs and the folder for its outputs.
-
-    Attributes:
-        spec: the step's spec (a frozen :class:`vqbench.specs.Spec`, or a dict for scores).
-        bench: all specs of the scale, to look up e.g. the tokenizer that tokens came from.
-        store: folder for outputs; ``store / "state"`` is for what a resumed job needs and is not an output.
-    """
-
-    def __init__(self, key: Key, scale: str, base: Path | None = None) -> None:
-        self.bench: Bench = bench(scale)
-        self.key, self.scale, self.base = key, scale, base or Path.cwd()
-        self.step: Step = self.bench.step(key)
-        self.spec: Any = self.step.spec
-        self.digest = self.bench.digest(key)
-        self.store = self.base / self.bench.root / "store" / key[0] / key[1] / self.digest[:16]
-        # As it is when the job starts: an edit made while it runs must not be recorded as what ran.
-        self.code = code_digest(self.step.roots)
-
-    @cached_property
-    def state(self) -> Path:
-        """Folder for what only a resumed job reads (checkpoints, shards)."""
-        folder = self.store / "state"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def upstream(self, kind: str, name: str) -> Finished:
-        """A declared input, its digests checked.
-
-        Raises:
-            ArtifactError: not there, damaged, or not declared upstream of this step.
-            StaleSpec: it was made from another spec or code than the one asked for now.
-        """
-        if (kind, name) not in self.step.upstream:
-            raise ArtifactError(f"{'/'.join(self.key)} does not declare {kind}/{name} as an input")
-        return self._open((kind, name))
-
-    def inputs(self) -> dict[str, str]:
-        """Digests of the contents of all inputs, for the manifest."""
-        done = [self._open(key, check_files=False) for key in self.step.upstream]
-        return {"/".join(f.key): digest_of(f.manifest["outputs"]) for f in done}
-
-    def _open(self, key: Key, check_files: bool = True) -> Finished:
-        """A damaged input is unpublished. Its own step then looks at its store, and makes again what is not whole there."""
-        path = self.base / self.bench.manifest(key)
-        try:
-            return _open(self.bench, key, self.base, check_files)
-        except ArtifactError as error:
-            if not path.is_file():
-                raise
-            with contextlib.suppress(OSError):  # a read-only folder: its mend is said where something is written
-                path.unlink()
-            raise ArtifactError(f"{error}; {path} was removed: run again, and {'/'.join(key)} is made again") from None
-
-
-def finished(bench: Bench, key: Key, base: Path) -> Finished:
-    """Open a finished artifact, its files checked.
-
-    Raises:
-        ArtifactError: its manifest or a file is missing or damaged.
-        StaleSpec: it was made from another spec or code than `bench` asks for now.
-    """
-    path = base / bench.manifest(key)
-    try:
-        return _open(bench, key, base)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}; remove {path} and run again" if path.is_file() else str(error)) from None
-
-
-def _open(bench: Bench, key: Key, base: Path, check_files: bool = True) -> Finished:
-    path = base / bench.manifest(key)
-    manifest = read_sealed(path)
-    _check_owner(manifest, key, path)
-    if manifest["digest"] != bench.digest(key):
-        raise StaleSpec(
-            f"{path} was made from another spec or code ({manifest['digest'][:12]}, wanted {bench.digest(key)[:12]}); "
-            f"run it again, or keep it with: vqbench accept {'/'.join(key)} --scale {bench.scale}"
-        )
-    store = base / manifest["store"]
-    if check_files:
-        verify(store, manifest["outputs"], path)
-    return Finished(key, store, manifest)
-
-
-def _check_owner(manifest: dict[str, Any], key: Key, path: Path) -> None:
-    if (manifest["kind"], manifest["name"]) != key:
-        raise ArtifactError(f"{path} is damaged: it is the manifest of {manifest['kind']}/{manifest['name']}")
 
 
 def run_step(kind: str, name: str, scale: str, expect: str | None = None, base: Path | None = None) -> Path:
@@ -155,10 +42,8 @@ def run_step(kind: str, name: str, scale: str, expect: str | None = None, base: 
     """
     job = Job((kind, name), scale, base)
     if expect is not None and expect != job.digest:
-        raise StaleSpec(
-            f"{kind}/{name} changed between submission and start ({expect[:12]} -> {job.digest[:12]}): its spec, its "
-            "code or something upstream was edited; submit again"
-        )
+        what = since_asked(job.bench, job.key, expect, job.base)
+        raise StaleSpec(f"{kind}/{name} changed between submission and start: {what}; submit again")
     distributed.join()
     if distributed.rank():
         _follow(job)
@@ -238,7 +123,7 @@ def _locked(job: Job) -> None:
         distributed.agreed(True)
         facts = _implementation(job.key[0])(job)
     manifest = _manifest(job, facts, inputs)
-    run = _run_record(job, began)
+    run = run_record(job.spec, began)
     write_json(job.store / "run.json", run)
     write_json(job.store / "finished.json", manifest)
     attempts.end(job.store)
@@ -253,7 +138,7 @@ def _finished_before(job: Job, inputs: dict[str, str]) -> dict[str, Any] | None:
         return None
     try:
         manifest = read_sealed(done)
-        _check_owner(manifest, job.key, done)
+        check_owner(manifest, job.key, done)
         verify(job.store, manifest["outputs"], done)
         if (manifest["digest"], manifest["inputs"]) != (job.digest, inputs):
             raise ArtifactError(f"{done} was made from other inputs than there are now")
@@ -332,58 +217,14 @@ def _manifest(job: Job, facts: dict[str, Any], inputs: dict[str, str]) -> dict[s
     ]
     body = {
         "kind": job.key[0], "name": job.key[1], "scale": job.scale, "digest": job.digest,
-        "spec": read_spec(job.spec), "spec_digest": digest_of(job.spec), "code_digest": job.code,
+        "spec": plain(job.spec), "spec_digest": digest_of(job.spec), "code_digest": job.code,
         "inputs": inputs, "outputs": describe(job.store, files), "facts": facts,
-        "seed": read_spec(job.spec).get("seed", 0), "store": str(job.store.relative_to(job.base)),
+        "seed": plain(job.spec).get("seed", 0), "store": str(job.store.relative_to(job.base)),
     }  # fmt: skip
     return sealed(body)
-
-
-def read_spec(spec: Any) -> dict[str, Any]:
-    """A spec as plain JSON data, as manifests hold it."""
-    import json
-
-    return dict(json.loads(canonical(spec)))
 
 
 def _publish(job: Job, manifest: dict[str, Any], run: dict[str, Any]) -> None:
     path = job.base / job.bench.manifest(job.key)
     write_json(path.with_name("run.json"), run)
     write_json(path, manifest)
-
-
-def _run_record(job: Job, began: float) -> dict[str, Any]:
-    names = ("torch", "torchvision", "torch-fidelity", "numpy", "scikit-image", "lpips", "pandas", "snakemake")
-    return {
-        "seconds": round(time.time() - began, 2),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "git_commit": _git_commit(), "host": platform.node(), "python": platform.python_version(),
-        "platform": platform.platform(), "cpus": os.cpu_count(), "processes": distributed.world(), "device": _device(),
-        "versions": {n: v for n in names if (v := _version(n))},
-        "dataset_path": getattr(job.spec, "path", None),
-    }  # fmt: skip
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _device() -> str:
-    torch = sys.modules.get("torch")
-    return (
-        torch.cuda.get_device_name()
-        if torch is not None and torch.cuda.is_available()
-        else platform.processor() or "cpu"
-    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lpips
 import numpy as np
 import pytest
 import torch
@@ -42,8 +43,22 @@ def classifier() -> nn.Module:
         return PhotoClassifier([4, 4, 8, 8, 8], 2).eval().requires_grad_(False)
 
 
+@pytest.fixture(scope="module")
+def alexnet() -> nn.Module:
+    """LPIPS over AlexNet's shapes with random weights, and the wheel's linear weights; dropout on."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).train().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """Eleven small images."""
+    return np.random.default_rng(0).integers(0, 256, (11, 12, 10, 3), dtype=np.uint8)
+
+
 class Upstream:
-    """Stands where a job finds :class:`vqbench.steps.Finished`: a folder of files."""
+    """Stands where a job finds :class:`vqbench.jobs.Finished`: a folder of files."""
 
     def __init__(self, key: tuple[str, str], store: Path, facts: dict[str, Any] | None = None) -> None:
         self.key, self.store, self.facts = key, store, facts or {}

@@ -13,8 +13,7 @@ import yaml
 from vqbench.artifacts import describe, write_atomic, write_json, write_text
 from vqbench.papers import Bench, Key
 from vqbench.seeds import numpy_rng
-from vqbench.specs import digest_of
-from vqbench.steps import read_spec
+from vqbench.specs import digest_of, plain
 
 CODE = "0" * 64  # stands for the digest of the code, so that an edit elsewhere does not turn a test's artifacts stale
 
@@ -116,7 +115,7 @@ def finish(bench: Bench, key: Key, base: Path, files: Mapping[str, bytes], code:
     for name, data in files.items():
         write_atomic(store / name, lambda f, data=data: f.write(data))  # type: ignore[misc]
     body = {
-        "kind": key[0], "name": key[1], "scale": bench.scale, "digest": digest, "spec": read_spec(bench.step(key).spec),
+        "kind": key[0], "name": key[1], "scale": bench.scale, "digest": digest, "spec": plain(bench.step(key).spec),
         "code_digest": code, "outputs": describe(store, files), "facts": {}, "inputs": {}, "seed": 0,
         "store": str(store.relative_to(base)),
     }  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,56 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vqbench.data import centre_crop, resize_centre, to_float, to_uint8
-from vqbench.errors import DataError, SpecError, UserError
-from vqbench.eval.decoding_images import in_order
-from vqbench.eval.protocols import ImageRules
-from vqbench.eval.sources import Source, open_source, pairs
+from vqbench.data import centre_crop, resize_centre
+from vqbench.errors import DataError, UserError
+from vqbench.eval.sources import open_source
 
-ADM = ImageRules(crop="adm", rounding="nearest")
-TRUNCATE = ImageRules(crop="adm", rounding="truncate")
-CENTRE = ImageRules(crop="resize-centre", rounding="nearest")
-UNCROPPED = ImageRules(crop="none", rounding="nearest")
-
-
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (11, 12, 10, 3), dtype=np.uint8)
-
-
-def read(source: Source, batch: int = 4) -> np.ndarray:
-    """All images, the indices checked."""
-    parts = list(source.batches(batch))
-    assert np.concatenate([i for i, _ in parts]).tolist() == list(range(len(source)))
-    assert all(i.dtype == np.int64 and x.dtype == np.uint8 and 0 < len(i) <= batch for i, x in parts)
-    return np.concatenate([x for _, x in parts])
-
-
-def write(folder: Path, images: np.ndarray, suffix: str = ".png", classes: int = 1, **options: Any) -> Path:
-    for i, image in enumerate(images):
-        path = folder / (f"c{i * classes // len(images)}" if classes > 1 else "") / f"{i:05d}{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path, **options)
-    return folder
-
-
-def one(folder: Path, image: Image.Image, name: str = "a.png", **options: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    image.save(folder / name, **options)
-    return folder
-
-
-class Items(torch.utils.data.Dataset[Any]):
-    def __init__(self, items: list[Any], targets: Any = None) -> None:
-        self.items = items
-        if targets is not None:
-            self.targets = targets
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
+from .image_sets import ADM, CENTRE, UNCROPPED, Items, one, read, write
 
 
 def containers(images: np.ndarray, folder: Path) -> dict[str, Any]:
@@ -304,75 +258,6 @@ def test_several_sizes_can_be_asked_for_and_batches_hold_one_each(tmp_path: Path
     assert source.sizes == {(5, 4): 3, (5, 6): 3}
 
 
-def test_floats_are_rounded_by_the_protocols_rule() -> None:
-    levels = np.arange(256, dtype=np.uint8)
-    images = np.stack([levels, levels[::-1], levels]).reshape(1, 3, 16, 16).transpose(0, 2, 3, 1)
-    floats = to_float(images)
-    assert np.array_equal(read(open_source(floats, ADM, value_range=(-1, 1))), to_uint8(floats))
-    assert np.array_equal(to_uint8(floats), images)
-    cut = read(open_source(floats, TRUNCATE, value_range=(-1, 1)))
-    assert np.array_equal(cut, ((floats + 1) * 127.5).to(torch.uint8).permute(0, 2, 3, 1).numpy())
-    assert int((cut != images).sum()) > 0  # which is why it is a rule, and not the default
-    exact = images.astype(np.float64) / 255
-    assert np.array_equal(read(open_source(exact, ADM, value_range=(0, 1))), images)
-    half = torch.full((1, 3, 2, 2), 0.3, dtype=torch.bfloat16)
-    assert (read(open_source(half, ADM, value_range=(0, 1))) == round(255 * float(half[0, 0, 0, 0]))).all()
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(-1, 1, width=32), min_size=12, max_size=12))
-def test_rounding_agrees_with_the_librarys_own(values: list[float]) -> None:
-    floats = torch.tensor(values, dtype=torch.float32).reshape(1, 3, 2, 2)
-    assert np.array_equal(read(open_source(floats, ADM, value_range=(-1, 1))), to_uint8(floats))
-
-
-BAD_NUMBERS: dict[str, tuple[Any, dict[str, Any], type[UserError], str]] = {
-    "no range": (np.zeros((2, 8, 8, 3), np.float32), {}, DataError, r"unknown range; give value_range"),
-    "another range": (
-        np.zeros((2, 8, 8, 3)),
-        {"value_range": (0, 255)},
-        SpecError,
-        r"\(0, 1\) and \(-1, 1\) are known",
-    ),
-    "beyond": (
-        np.full((2, 8, 8, 3), 1.01),
-        {"value_range": (0, 1)},
-        DataError,
-        r"0 of array holds .*1\.01.*outside 0 \.\. 1",
-    ),
-    "below": (torch.full((2, 3, 8, 8), -0.1), {"value_range": (0, 1)}, DataError, "0 of tensor .*outside"),
-    "NaN": (np.full((2, 8, 8, 3), np.nan), {"value_range": (0, 1)}, DataError, "not finite"),
-    "infinity": (np.full((2, 8, 8, 3), -np.inf), {"value_range": (-1, 1)}, DataError, "not finite"),
-    "int64": (np.zeros((2, 8, 8, 3), np.int64), {}, DataError, "holds int64; give uint8"),
-    "uint16": (torch.zeros((2, 3, 8, 8), dtype=torch.int16), {}, DataError, "holds int16"),
-    "flat": (np.zeros((2, 8, 8), np.uint8), {}, DataError, r"shape \(8, 8\)"),
-    "five channels": (np.zeros((2, 8, 8, 5), np.uint8), {}, DataError, r"\(8, 8, 5\)"),
-    "two layouts": (np.zeros((2, 3, 8, 3), np.uint8), {}, DataError, r"\(3, 8, 3\)"),
-    "none": (np.zeros((0, 8, 8, 3), np.uint8), {}, DataError, "no images"),
-    "scalar": (np.zeros((), np.uint8), {}, DataError, "no images"),
-    "ghost": (np.zeros((2, 8, 8, 4), np.uint8), {}, DataError, "0 of array has transparent pixels"),
-    "words": (Items(["a", "b"]), {}, DataError, r"0 of Items is a str"),
-    "no items": (Items([]), {}, DataError, "no images"),
-    "no set": (7, {}, DataError, "int is no set of images"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_NUMBERS)
-def test_numbers_that_are_no_images_are_refused(kind: str) -> None:
-    what, options, error, message = BAD_NUMBERS[kind]
-    with pytest.raises(error, match=message):
-        read(open_source(what, ADM, **options))
-
-
-def test_gray_and_opaque_arrays_become_rgb() -> None:
-    gray = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
-    source = open_source(gray, ADM)
-    assert np.array_equal(read(source), gray.repeat(3, 3)) and source.converted == {"grayscale to RGB": 3}
-    full = np.concatenate([gray.repeat(3, 3), np.full_like(gray, 255)], 3)
-    source = open_source(full.transpose(0, 3, 1, 2), ADM)
-    assert np.array_equal(read(source), gray.repeat(3, 3)) and source.converted == {"opaque alpha dropped": 3}
-
-
 def torn_zip(path: Path) -> Path:
     np.savez(path, arr_0=np.zeros((4, 8, 8, 3), np.uint8))
     path.write_bytes(path.read_bytes()[:600])
@@ -418,84 +303,3 @@ def test_an_open_source_is_taken_as_it_is(images: np.ndarray) -> None:
     assert open_source(source, ADM) is source and open_source(source, ADM, crop_to=(12, 10)) is source
     with pytest.raises(DataError, match="open at 10x12, wanted is 6x6"):
         open_source(source, ADM, crop_to=(6, 6))
-
-
-def test_folders_are_paired_by_name_whatever_their_suffix_and_order(images: np.ndarray, tmp_path: Path) -> None:
-    names = ["a", "a-1", "a_b", "c/x", "c/x-2", "c.d"]  # with suffixes these sort another way than without
-    for name, image in zip(names, images, strict=False):
-        one((tmp_path / "g" / name).parent, Image.fromarray(image), f"{Path(name).name}.png")
-        one((tmp_path / "o" / name).parent, Image.fromarray(image), f"{Path(name).name}.webp", lossless=True)
-    source, originals = open_source(tmp_path / "g", ADM), open_source(tmp_path / "o", ADM)
-    found = list(pairs(source, originals, 4))
-    assert np.concatenate([i for i, _, _ in found]).tolist() == list(range(6))
-    assert all(np.array_equal(x, y) for _, x, y in found)
-    assert sum(originals.formats.values()) == 6
-    assert np.array_equal(read(open_source(tmp_path / "o", ADM)), np.concatenate([images[[names.index(n)]] for n in
-        ("a-1", "a", "a_b", "c.d", "c/x-2", "c/x")]))  # fmt: skip
-
-
-def test_everything_else_is_paired_by_order(images: np.ndarray, tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", images[::-1])
-    for _, x, y in pairs(open_source(write(tmp_path / "a", images), ADM), open_source(tmp_path / "a.npz", ADM), 11):
-        assert np.array_equal(x, images) and np.array_equal(y, images[::-1])
-
-
-def test_sides_that_do_not_pair_are_named(images: np.ndarray, tmp_path: Path) -> None:
-    def start(a: Any, b: Any) -> None:
-        next(pairs(open_source(a, ADM), open_source(b, ADM), 4))
-
-    folder = write(tmp_path / "a", images)
-    with pytest.raises(DataError, match="array has 11 images, array 10"):
-        start(images, images[:10])
-    with pytest.raises(DataError, match=r"10x12.*8x12"):
-        start(images, images[:, :, :8])
-    with pytest.raises(DataError, match=r"00005, 00006, 00007 and 3 more only in .*a;"):
-        start(folder, write(tmp_path / "b", images[:5]))
-    one(tmp_path / "b", Image.new("RGB", (10, 12)), "extra.png")
-    with pytest.raises(DataError, match=r"; extra only in .*b;"):
-        start(folder, tmp_path / "b")
-    one(folder, Image.new("RGB", (10, 12)), "00001.jpg")
-    with pytest.raises(DataError, match=r"holds 00001\.jpg and 00001\.png"):
-        start(folder, folder)
-
-
-def test_decoding_runs_ahead_but_not_far() -> None:
-    started: list[int] = []
-    source = in_order(lambda i: started.append(i) or i, range(1000), threads=2, ahead=5)
-    assert [next(source) for _ in range(3)] == [0, 1, 2]
-    source.close()  # type: ignore[attr-defined]
-    assert len(started) <= 3 + 5 + 1
-
-
-def test_a_reader_that_stops_early_leaves_no_thread(images: np.ndarray, tmp_path: Path) -> None:
-    before = threading.active_count()
-    stream = open_source(write(tmp_path / "a", images), ADM).batches(2)
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == before
-
-
-def test_errors_come_in_the_order_of_the_images() -> None:
-    def work(i: int) -> int:
-        if i >= 5:
-            raise DataError(str(i))
-        return i
-
-    found = in_order(work, range(20), threads=4, ahead=10)
-    assert [next(found) for _ in range(5)] == list(range(5))
-    with pytest.raises(DataError, match=r"^5$"):
-        next(found)
-
-
-def test_data_sets_are_read_by_one_thread() -> None:
-    class Watching(Items):
-        threads: set[int] = set()  # noqa: RUF012
-
-        def __getitem__(self, index: int) -> Any:
-            self.threads.add(threading.get_ident())
-            return torch.zeros(3, 8, 8, dtype=torch.uint8)
-
-    source = open_source(Watching([0] * 9), ADM)
-    Watching.threads.clear()  # the first item is looked at for its size
-    read(source)
-    assert len(Watching.threads) == 1

@@ -84,7 +84,8 @@ def test_an_edit_stops_the_waiting_job_that_it_reaches_and_no_other(clone: Path)
     assert running.poll() is None, running.communicate()[0]
     edit(clone / "workflow" / "scales" / "tiny.yaml", "1024: 16\n", "1024: 17\n")
     text = running.communicate(timeout=300)[0]
-    assert running.returncode != 0 and "tokenizer/cq-k1024 changed between submission and start" in text, text[-3000:]
+    what = "tokenizer/cq-k1024 changed between submission and start: its spec (options.num_codes: 16, now 17, "
+    assert running.returncode != 0 and what in text, text[-3000:]
     assert (clone / spared).is_file() and not (clone / reached).exists()
     again = snakemake(clone, reached, spared, *TINY)
     assert again.returncode == 0, again.stderr[-3000:]

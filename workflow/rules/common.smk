@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vqbench.changes import note
 from vqbench.cluster import ASKED, asks, small
 from vqbench.errors import UserError
 from vqbench.eval.figure_inputs import figure_keys
@@ -49,10 +50,16 @@ wildcard_constraints:
     split="train|validation",
 
 
+# Scales that this DAG has jobs of.
+IN_USE = set()
+
+
 @user_errors
 def bench_of(root):
     """The resolved papers of the scale whose results lie under `root`."""
-    return bench(scale_of(f"{root}/x"))
+    scale = scale_of(f"{root}/x")
+    IN_USE.add(scale)
+    return bench(scale)
 
 
 @user_errors
@@ -103,6 +110,13 @@ drawn = user_errors(small)
 
 def threads_of(wc):
     return bench_of(wc.root).overlay.threads
+
+
+@user_errors
+def note_plan():
+    """What the jobs' digests stand for, so that one that refuses can say what was edited while it waited."""
+    for name in IN_USE:
+        note(bench(name), Path.cwd())
 
 
 def settle_tables():
