@@ -9,22 +9,20 @@ Letters: n images, P patches an image, M = n P features, D their length, K codes
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import torch
 from sklearn.cluster import MiniBatchKMeans
 
-from vqbench.artifacts import write_npy
-from vqbench.errors import DataError, SpecError
+from vqbench.errors import DataError
 from vqbench.seeds import derive, numpy_rng
-from vqbench.tokenizers.quantizers.nearest import nearest_code
 
 BATCH = 16_384  # features of a mini-batch, or twice K where that is more: fewer than K cannot move all centres
 ROWS = 65_536  # features read at a time
 
 
-def k_means(features: np.ndarray, count: int, seed: int, passes: int, start: np.ndarray | None = None, done: int = 0) -> Iterator[np.ndarray]:
+def k_means(
+    features: np.ndarray, count: int, seed: int, passes: int, start: np.ndarray | None = None, done: int = 0
+) -> Iterator[np.ndarray]:
     """Centres (K, D) float32 after each pass from `done` on, the best of them last.
 
     Args:
