@@ -8,6 +8,7 @@ Letters: B images, C channels, h w the latent map.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -120,7 +121,9 @@ class FlowTransformer(Generator):
         return {"blocks": sum(p.numel() for p in self.parameters()), "vocabulary": 0}
 
 
-def euler_maruyama(velocity: Any, x: Tensor, rng: torch.Generator, steps: int, last_step: float) -> Tensor:
+def euler_maruyama(
+    velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, rng: torch.Generator, steps: int, last_step: float
+) -> Tensor:
     """dx = (v + D score) dt + sqrt(2 D) dW with D = 1 - t, from t = 0 to 1 - `last_step`; then the mean of one last step.
 
     D is the noise's own share ("sigma" in willisma/SiT:transport). On a line from noise the score is

@@ -43,6 +43,7 @@ def build(spec: TokenizerSpec) -> Tokenizer:
     """
     options = spec.options
     settings = {k: options[k] for k in ("init", "similarity", "l2_normalize", "entropy_temperature")}
+    quantizer: VectorQuantizer
     with seeded_init(spec.seed, "tokenizer"):
         if options["codebook"] == "ema":
             quantizer = EmaQuantizer(spec.tokens, decay=options["ema_decay"], **settings)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 
 import torch
-from timm.layers import Mlp, build_sincos2d_pos_embed
-from timm.models.vision_transformer import Attention
+import torch.nn.functional as F
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import Attention  # type: ignore[attr-defined]  # timm's file says so, its place moved
 from torch import Tensor, nn
 
 from vqbench.errors import SpecError
@@ -57,7 +58,7 @@ class DiT(nn.Module):
         self.classes = nn.Embedding(num_classes + 1, width)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
-        self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.modulate = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, patch * patch * outputs)
         self._init_weights()
 
@@ -68,9 +69,10 @@ class DiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight.data.flatten(1))
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
-        for weight in (self.classes.weight, self.time[0].weight, self.time[2].weight):
-            nn.init.normal_(weight, std=0.02)
-        for last in (*(block.modulate[1] for block in self.blocks), self.modulate[1], self.out):
+        for module in (self.classes, *self.time):
+            if isinstance(module, nn.Embedding | nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+        for last in (*(m.modulate for m in self.modules() if isinstance(m, Block)), self.modulate, self.out):
             nn.init.zeros_(last.weight)
 
     def forward(self, latents: Tensor, time: Tensor, condition: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ class DiT(nn.Module):
         c = self.time(time_frequencies(time).type_as(x)) + self.classes(condition)  # (B, D)
         for block in self.blocks:
             x = block(x, c)  # (B, T, D)
-        shift, scale = self.modulate(c)[:, None].chunk(2, dim=2)  # 2 x (B, 1, D)
+        shift, scale = self.modulate(F.silu(c))[:, None].chunk(2, dim=2)  # 2 x (B, 1, D)
         x = self.out(self.norm(x) * (1 + scale) + shift)  # (B, T, p * p * outputs)
         rows = self.side // self.patch
         x = x.unflatten(1, (rows, rows)).unflatten(3, (self.patch, self.patch, self.outputs))
@@ -101,12 +103,13 @@ class Block(nn.Module):
         self.norm_attention = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
         self.attention = Attention(width, heads, qkv_bias=True)
         self.norm_mlp = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
-        self.mlp = Mlp(width, mlp_ratio * width, act_layer=lambda: nn.GELU(approximate="tanh"))
-        self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        hidden = mlp_ratio * width
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.modulate = nn.Linear(width, 6 * width)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """(B, T, D), (B, D) -> (B, T, D)."""
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulate(condition)[:, None].chunk(6, dim=2)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulate(F.silu(condition))[:, None].chunk(6, dim=2)
         x = x + gate * self.attention(self.norm_attention(x) * (1 + scale) + shift)
         out: Tensor = x + gate_mlp * self.mlp(self.norm_mlp(x) * (1 + scale_mlp) + shift_mlp)
         return out
@@ -115,7 +118,8 @@ class Block(nn.Module):
 def sine_positions(side: int, width: int) -> Tensor:
     """(side * side, width) float32: sines and cosines of the column, then of the row."""
     found = build_sincos2d_pos_embed([side, side], width)  # by sine or cosine, then by row or column
-    return found.unflatten(1, (2, 2, width // 4)).flip(2).transpose(1, 2).flatten(1)
+    positions: Tensor = found.unflatten(1, (2, 2, width // 4)).flip(2).transpose(1, 2).flatten(1)
+    return positions
 
 
 def time_frequencies(time: Tensor) -> Tensor:

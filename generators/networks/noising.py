@@ -41,9 +41,8 @@ class Noise(NamedTuple):
 def noise_of(steps: int, first: float, last: float, schedule: str) -> Noise:
     """The coefficients of a schedule of betas from `first` to `last`; `schedule` by diffusers' name."""
     with torch.device("cpu"):
-        betas = DDPMScheduler(
-            num_train_timesteps=steps, beta_start=first, beta_end=last, beta_schedule=schedule
-        ).betas.double()
+        kind: type[Any] = DDPMScheduler
+        betas = kind(num_train_timesteps=steps, beta_start=first, beta_end=last, beta_schedule=schedule).betas.double()
         left = (1 - betas).cumprod(0)
         before = torch.cat([left.new_ones(1), left[:-1]])
         variance = betas * (1 - before) / (1 - left)

@@ -72,9 +72,9 @@ def reference_of(network: DiT, outputs: int) -> DiTTransformer2DModel:
             found |= {f"{to}.attn1.to_{part}.weight": weight, f"{to}.attn1.to_{part}.bias": bias}
         names = {
             "attention.proj": "attn1.to_out.0",
-            "mlp.fc1": "ff.net.0.proj",
-            "mlp.fc2": "ff.net.2",
-            "modulate.1": "norm1.linear",
+            "mlp.0": "ff.net.0.proj",
+            "mlp.2": "ff.net.2",
+            "modulate": "norm1.linear",
         }
         for ours, theirs in names.items():
             for kind in ("weight", "bias"):
@@ -83,7 +83,7 @@ def reference_of(network: DiT, outputs: int) -> DiTTransformer2DModel:
             found[f"{to}.norm1.emb.timestep_embedder.linear_1.{kind}"] = state[f"time.0.{kind}"]
             found[f"{to}.norm1.emb.timestep_embedder.linear_2.{kind}"] = state[f"time.2.{kind}"]
         found[f"{to}.norm1.emb.class_embedder.embedding_table.weight"] = state["classes.weight"]
-    for ours, theirs in {"modulate.1": "proj_out_1", "out": "proj_out_2"}.items():
+    for ours, theirs in {"modulate": "proj_out_1", "out": "proj_out_2"}.items():
         for kind in ("weight", "bias"):
             found[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
     missing, unexpected = other.load_state_dict(found, strict=False)

@@ -82,7 +82,7 @@ class VectorQuantizer(Quantizer):
             nn.init.uniform_(weight, -1 / tokens.num_codes, 1 / tokens.num_codes)
         else:
             nn.init.normal_(weight, std=tokens.code_dim**-0.5)
-        self.weight = nn.Parameter(weight)
+        self.weight: Tensor = nn.Parameter(weight)
         # persistent, so that a resumed run does not start its codebook again
         self.initialised = nn.Buffer(torch.tensor(init != "samples"))
 
