@@ -2,7 +2,7 @@
 
 A family is one file ``generators/<family>.py`` with literals ``OPTIONS``, ``SAMPLER`` (sampling options and defaults) and
 ``ACCEPTS`` ({TokenSpec field: {values, why}}), optionally ``TERMS`` (its losses, unless it is ``cross_entropy`` alone) and
-``READS`` (``ids``, or ``latents``: the encoder's outputs before quantization), all read without importing it, and
+``READS`` (``tokens``, or ``latents``: the encoder's outputs before quantization), all read without importing it, and
 ``build(spec) -> Generator``.
 
 Letters: B images, N ids an image, Q slots, K codebook size.
@@ -44,6 +44,14 @@ class Generator(nn.Module):
     @abstractmethod
     def parameter_counts(self) -> dict[str, int]:
         """``{"blocks": without vocabulary matrices, "vocabulary": embedding and head matrices over the K codes}``."""
+
+    @abstractmethod
+    def forward_flops(self) -> float:
+        """Floating-point operations of one pass for one image; called on the meta device."""
+
+    @abstractmethod
+    def passes(self, sampler: dict[str, Any]) -> float:
+        """Passes that a sample takes, guidance not counted: what `vqbench plan` multiplies with."""
 
 
 def build_generator(spec: GeneratorSpec) -> Generator:

@@ -118,6 +118,14 @@ class DiffusionTransformer(Generator):
         """``blocks``: all; there is no vocabulary."""
         return {"blocks": sum(p.numel() for p in self.parameters()), "vocabulary": 0}
 
+    def forward_flops(self) -> float:
+        """Every parameter once at each patch."""
+        return 2.0 * self.parameter_counts()["blocks"] * (self.side // self.network.patch) ** 2
+
+    def passes(self, sampler: dict[str, Any]) -> float:
+        """One a step."""
+        return float(sampler["steps"])
+
 
 def build(spec: GeneratorSpec) -> DiffusionTransformer:
     """The untrained model; runs on the meta device too."""

@@ -139,6 +139,14 @@ class GPT(Generator):
         vocabulary = sum(p.numel() for p in over_codes)
         return {"blocks": sum(p.numel() for p in self.parameters()) - vocabulary, "vocabulary": vocabulary}
 
+    def forward_flops(self) -> float:
+        """Every parameter once at each id."""
+        return 2.0 * sum(self.parameter_counts().values()) * self.num_tokens
+
+    def passes(self, sampler: dict[str, Any]) -> float:
+        """One in all with the cache; without it each id costs all before it again."""
+        return 1.0 if sampler["cached"] else (self.num_tokens + 1) / 2
+
 
 def build(spec: GeneratorSpec) -> GPT:
     """The untrained model; runs on the meta device too."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vqbench.errors import SpecError
 from vqbench.generators.base import Generator
@@ -125,6 +126,18 @@ class LatentDiffusion(Generator):
     def parameter_counts(self) -> dict[str, int]:
         """``blocks``: all; there is no vocabulary."""
         return {"blocks": sum(p.numel() for p in self.parameters()), "vocabulary": 0}
+
+    def forward_flops(self) -> float:
+        """Counted: a level's parameters work at as many positions as its map has."""
+        with FlopCounterMode(display=False) as counter:
+            place = self.classes.weight.device
+            self.network(torch.empty(1, self.channels, self.side, self.side, device=place),
+                         torch.zeros(1, device=place), torch.zeros(1, dtype=torch.int64, device=place))  # fmt: skip
+        return float(counter.get_total_flops())
+
+    def passes(self, sampler: dict[str, Any]) -> float:
+        """One a step."""
+        return float(sampler["steps"])
 
 
 def build(spec: GeneratorSpec) -> LatentDiffusion:

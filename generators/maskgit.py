@@ -169,6 +169,14 @@ class MaskGIT(Generator):
         vocabulary = sum(p.numel() for p in over_codes)
         return {"blocks": sum(p.numel() for p in self.parameters()) - vocabulary, "vocabulary": vocabulary}
 
+    def forward_flops(self) -> float:
+        """Every parameter once at each id."""
+        return 2.0 * sum(self.parameter_counts().values()) * self.num_tokens
+
+    def passes(self, sampler: dict[str, Any]) -> float:
+        """One a step."""
+        return float(sampler["steps"])
+
 
 def build(spec: GeneratorSpec) -> MaskGIT:
     """The untrained model; runs on the meta device too."""

@@ -120,6 +120,14 @@ class FlowTransformer(Generator):
         """``blocks``: all; there is no vocabulary."""
         return {"blocks": sum(p.numel() for p in self.parameters()), "vocabulary": 0}
 
+    def forward_flops(self) -> float:
+        """Every parameter once at each patch."""
+        return 2.0 * self.parameter_counts()["blocks"] * (self.side // self.network.patch) ** 2
+
+    def passes(self, sampler: dict[str, Any]) -> float:
+        """One a step of the SDE. The ODE's solver chooses; a hundred is ours."""
+        return float(sampler["steps"]) if sampler["method"] == "sde" else 100.0
+
 
 def euler_maruyama(
     velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, rng: torch.Generator, steps: int, last_step: float

@@ -18,9 +18,9 @@ from vqbench.training import Batch, Player, Task, Terms, Trainer, finish
 class GeneratorTask(Task):
     """One player. Example g of the stream is row ``perm(epoch)[g mod n]`` of the memory-mapped token file."""
 
-    def __init__(self, spec: GeneratorSpec, ids: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, spec: GeneratorSpec, tokens: np.ndarray, labels: np.ndarray) -> None:
         torch.manual_seed(spec.seed)
-        self.spec, self.ids, self.labels = spec, ids, labels
+        self.spec, self.tokens, self.labels = spec, tokens, labels
         self.model: Generator = build_generator(spec)
         self.players = {"model": Player(self.model, spec.training.optimizer)}
         self.extras: dict[str, nn.Module] = {}
@@ -31,7 +31,8 @@ class GeneratorTask(Task):
 
     def examples(self, start: int, count: int) -> Batch:
         rows = np.array([self._row(g) for g in range(start, start + count)])
-        return torch.from_numpy(self.ids[rows].astype(np.int64)), torch.from_numpy(self.labels[rows])
+        kind = np.int64 if np.issubdtype(self.tokens.dtype, np.integer) else np.float32  # ids, or latents
+        return torch.from_numpy(self.tokens[rows].astype(kind)), torch.from_numpy(self.labels[rows])
 
     def _row(self, position: int) -> int:
         epoch, place = divmod(position, len(self.labels))
@@ -52,9 +53,9 @@ def run(job: Job) -> dict[str, Any]:
     """Train, then write ``model.safetensors`` (EMA weights where the recipe keeps them) and ``losses.csv``."""
     spec: GeneratorSpec = job.spec
     torch.set_num_threads(spec.threads)
-    tokens = job.upstream("tokens", f"{spec.tokenizer}/{spec.dataset}/train")
-    ids = np.load(tokens.file("ids.npy"), mmap_mode="r")
-    task = GeneratorTask(spec, ids, np.load(tokens.file("labels.npy")))
+    read = job.upstream(spec.reads, f"{spec.tokenizer}/{spec.dataset}/train")
+    tokens = np.load(read.file("ids.npy" if spec.reads == "tokens" else "latents.npy"), mmap_mode="r")
+    task = GeneratorTask(spec, tokens, np.load(read.file("labels.npy")))
     trainer = Trainer(task, spec.training, job.state, spec.seed, job.key[1])
     trainer.run()
     finish(trainer, job.store)

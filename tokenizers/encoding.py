@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,11 +15,14 @@ from vqbench.artifacts import write_atomic, write_npy
 from vqbench.data import Images, open_images, to_float
 from vqbench.jobs import Job
 from vqbench.progress import Progress
-from vqbench.specs import TokensSpec
+from vqbench.specs import EncodedSpec
 from vqbench.tokenizers.base import Tokenizer, open_tokenizer
 from vqbench.training import device
 
 NAMES = ("ids", "features_before", "features_after")
+
+# Latents (B, C, h, w) of a tokenizer -> the arrays that are kept of them, each with B rows
+Kept = Callable[[Tokenizer, Tensor], tuple[Tensor, ...]]
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -28,7 +31,20 @@ def run(job: Job) -> dict[str, Any]:
     View v of image i is row ``v * n + i``; view 0 is the evaluation crop, view 1 its mirror image. Features are the
     latents' spatial means, (n * views, C), or with ``pooling: flat`` all of them, (n * views, C * h * w).
     """
-    spec: TokensSpec = job.spec
+    pooling = job.spec.pooling
+
+    def kept(tokenizer: Tokenizer, latents: Tensor) -> tuple[Tensor, ...]:
+        quantized = tokenizer.quantize(latents)
+        return quantized.ids.int(), pooled(latents, pooling), pooled(quantized.latents, pooling)
+
+    facts = encode(job, NAMES, kept)
+    return facts and facts | {"codes": job.bench.tokenizers[job.spec.tokenizer].tokens.num_codes, "pooling": pooling}
+
+
+def encode(job: Job, names: tuple[str, ...], kept: Kept) -> dict[str, Any]:
+    """Write what is `kept` of all views of a split, as ``<name>.npy``, and their labels. In several processes each does a
+    share and the first writes."""
+    spec: EncodedSpec = job.spec
     torch.set_num_threads(spec.threads)
     dataset = job.bench.datasets[spec.dataset]
     images = open_images(dataset, spec.split, job.upstream("dataset", spec.dataset))
@@ -36,30 +52,26 @@ def run(job: Job) -> dict[str, Any]:
     tokenizer = open_tokenizer(tokenizer_spec, job.upstream("tokenizer", spec.tokenizer), device())
     places = [(view, start) for view in range(spec.views) for start in range(0, len(images), spec.batch)]
     share = distributed.share(places)
-    mine, count = _encoded(tokenizer, images, spec, share), _count(share, len(images), spec.batch)
+    mine, count = _encoded(tokenizer, images, spec, share, kept), _count(share, len(images), spec.batch)
     if distributed.rank():
-        _write_together(_shared(job, distributed.rank()), count, mine)
+        _write_together(_shared(job, distributed.rank()), names, count, mine)
         distributed.gathered(None)
         return {}
-    _write_together(job.store, len(images) * spec.views, _with_others(job, mine))
+    _write_together(job.store, names, len(images) * spec.views, _with_others(job, names, mine))
     write_npy(job.store / "labels.npy", np.tile(images.labels, spec.views))
-    return {"images": len(images), "views": spec.views, "codes": tokenizer_spec.tokens.num_codes,
-            "pooling": spec.pooling}  # fmt: skip
+    return {"images": len(images), "views": spec.views}
 
 
 @torch.no_grad()
 def _encoded(
-    tokenizer: Tokenizer, images: Images, spec: TokensSpec, places: Sequence[tuple[int, int]]
+    tokenizer: Tokenizer, images: Images, spec: EncodedSpec, places: Sequence[tuple[int, int]], kept: Kept
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Batches of the three arrays, each of a view and from an image on."""
+    """Batches of the arrays, each of a view and from an image on."""
     progress = Progress(_count(places, len(images), spec.batch), f"{spec.tokenizer} {spec.split}", "img")
     for view, start in places:
         pixels = images.batch(start, spec.batch)
         batch = to_float(pixels[:, :, ::-1] if view % 2 else pixels).to(device())
-        latents = tokenizer.encode(batch)
-        quantized = tokenizer.quantize(latents)
-        tensors = (quantized.ids.int(), pooled(latents, spec.pooling), pooled(quantized.latents, spec.pooling))
-        yield tuple(t.cpu().numpy() for t in tensors)
+        yield tuple(t.cpu().numpy() for t in kept(tokenizer, tokenizer.encode(batch)))
         progress.update(len(batch))
 
 
@@ -68,13 +80,15 @@ def _count(places: Sequence[tuple[int, int]], images: int, batch: int) -> int:
     return sum(min(batch, images - start) for _, start in places)
 
 
-def _with_others(job: Job, mine: Iterator[tuple[np.ndarray, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
+def _with_others(
+    job: Job, names: tuple[str, ...], mine: Iterator[tuple[np.ndarray, ...]]
+) -> Iterator[tuple[np.ndarray, ...]]:
     """This process' batches, then those of the others in order, which wait in the job's state."""
     yield from mine
     distributed.gathered(None)  # all are written
     for number in range(1, distributed.world()):
         folder = _shared(job, number)
-        yield from zip(*(_mapped(folder / f"{name}.npy") for name in NAMES), strict=True)
+        yield from zip(*(_mapped(folder / f"{name}.npy") for name in names), strict=True)
 
 
 def _shared(job: Job, number: int) -> Path:
@@ -94,13 +108,16 @@ def pooled(latents: Tensor, pooling: str) -> Tensor:
 
 
 def _write_together(
-    folder: Path, rows: int, parts: Iterator[tuple[np.ndarray, ...]], files: tuple[IO[bytes], ...] = ()
+    folder: Path,
+    names: tuple[str, ...],
+    rows: int,
+    parts: Iterator[tuple[np.ndarray, ...]],
+    files: tuple[IO[bytes], ...] = (),
 ) -> None:
-    """Stream the three arrays into their files, one batch in memory at a time: flat latents of ImageNet are 10 GB."""
-    if len(files) < len(NAMES):
-        write_atomic(
-            folder / f"{NAMES[len(files)]}.npy", lambda file: _write_together(folder, rows, parts, (*files, file))
-        )
+    """Stream the arrays into their files, one batch in memory at a time: flat latents of ImageNet are 10 GB."""
+    if len(files) < len(names):
+        path = folder / f"{names[len(files)]}.npy"
+        write_atomic(path, lambda file: _write_together(folder, names, rows, parts, (*files, file)))
         return
     for number, arrays in enumerate(parts):
         for file, array in zip(files, arrays, strict=True):

@@ -162,10 +162,10 @@ def _add_steps(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-
     ]  # fmt: skip
     for verb, kind, name, text, example in steps:
         _step(verbs, verb, text, example, name, partial(_named, kind))
-    encode = _step(verbs, "tokenize", "Write a tokenizer's ids of one split.",
-                   "tokenize cq-k16384 --split train --scale demo", "tokenizer",
-                   lambda a: ("tokens", f"{a.name}/{_dataset(a)}/{a.split}"), dataset=True)  # fmt: skip
-    encode.add_argument("--split", choices=["train", "validation"], default="train")
+    for verb, kind, text in (("tokenize", "tokens", "ids"), ("encode", "latents", "latents")):
+        what, example = f"Write a tokenizer's {text} of one split.", f"{verb} cq-k16384 --split train --scale demo"
+        encode = _step(verbs, verb, what, example, "tokenizer", partial(_encoded, kind), dataset=True)
+        encode.add_argument("--split", choices=["train", "validation"], default="train")
     _step(verbs, "reconstruct", "Decode a tokenizer's ids of the validation images.", "reconstruct cq-k16384 --scale demo",
           "tokenizer", lambda a: ("reconstruction", f"{a.name}/{_dataset(a)}"), dataset=True)  # fmt: skip
     _step(verbs, "score", "Score a tokenizer's reconstructions or a sample set.", "score cq-k16384 --scale demo",
@@ -173,6 +173,10 @@ def _add_steps(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-
     real = _step(verbs, "reference", "The judge's features of a real split.", "reference photos --split train --scale demo",
                  "dataset", lambda a: ("reference", f"{a.name}/{a.split}"))  # fmt: skip
     real.add_argument("--split", choices=["train", "validation"], default="validation")
+
+
+def _encoded(kind: str, args: argparse.Namespace) -> Key:
+    return kind, f"{args.name}/{_dataset(args)}/{args.split}"
 
 
 def _named(kind: str, args: argparse.Namespace) -> Key:

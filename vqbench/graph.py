@@ -15,6 +15,7 @@ from vqbench.errors import SpecError, nearest
 from vqbench.resolve import Overlay
 from vqbench.specs import (
     DatasetSpec,
+    EncodedSpec,
     GeneratorSpec,
     PretrainedSpec,
     SampleSpec,
@@ -33,6 +34,7 @@ KINDS = {
     "pretrained": ("pretrained", "vqbench.pretrained"),
     "tokenizer": ("tokenizers", "vqbench.tokenizers.training"),
     "tokens": ("tokens", "vqbench.tokenizers.encoding"),
+    "latents": ("latents", "vqbench.tokenizers.latents"),
     "reconstruction": ("reconstructions", "vqbench.tokenizers.decoding"),
     "generator": ("generators", "vqbench.generators.training"),
     "samples": ("samples", "vqbench.generators.sampling"),
@@ -44,10 +46,10 @@ KINDS = {
 }
 
 # Parts of a kind's name, where it has more than one: tokens are of a tokenizer, a data set and a split.
-PARTS = {"tokens": 3, "reconstruction": 2, "reference": 2, "tokenizer-scores": 2}
+PARTS = {"tokens": 3, "latents": 3, "reconstruction": 2, "reference": 2, "tokenizer-scores": 2}
 
 # Kinds that several processes can do together (vqbench/distributed.py).
-SHARED = ("tokenizer", "generator", "tokens", "samples", "tokenizer-scores", "sample-scores")
+SHARED = ("tokenizer", "generator", "tokens", "latents", "samples", "tokenizer-scores", "sample-scores")
 
 # Kinds that eval_only never makes: they train or sample.
 TRAINED = {"pretrained", "tokenizer", "generator", "samples"}
@@ -130,13 +132,18 @@ class Graph:
         )
 
     def _step_tokens(self, tokenizer: str, dataset: str, split: str) -> Any:
+        return self._encoded(TokensSpec, tokenizer, dataset, split, pooling=self.protocol["probe"]["pooling"])
+
+    def _step_latents(self, tokenizer: str, dataset: str, split: str) -> Any:
+        return self._encoded(EncodedSpec, tokenizer, dataset, split)
+
+    def _encoded(self, kind: type[EncodedSpec], tokenizer: str, dataset: str, split: str, **more: Any) -> Any:
         spec = self._get("tokenizer", self.tokenizers, tokenizer)
         self._get("data set", self.datasets, dataset)
         data = {"tokenizer": tokenizer, "dataset": dataset, "split": split, "threads": spec.threads,
-                "pooling": self.protocol["probe"]["pooling"], **self.overlay.tokens,
-                **({} if split == "train" else {"views": 1})}  # fmt: skip
-        tokens = parse(TokensSpec, data, f"tokens '{tokenizer}/{dataset}/{split}'")
-        return tokens, (f"vqbench.tokenizers.{spec.family}",), [("tokenizer", tokenizer), ("dataset", dataset)]
+                **more, **self.overlay.tokens, **({} if split == "train" else {"views": 1})}  # fmt: skip
+        found = parse(kind, data, f"'{tokenizer}/{dataset}/{split}'")
+        return found, (f"vqbench.tokenizers.{spec.family}",), [("tokenizer", tokenizer), ("dataset", dataset)]
 
     def _step_reconstruction(self, tokenizer: str, dataset: str) -> Any:
         spec, families, _ = self._step_tokens(tokenizer, dataset, "validation")
@@ -144,7 +151,8 @@ class Graph:
 
     def _step_generator(self, name: str) -> Any:
         spec = self._get("generator", self.generators, name)
-        return spec, (f"vqbench.generators.{spec.family}",), [("tokens", f"{spec.tokenizer}/{spec.dataset}/train")]
+        read = f"{spec.tokenizer}/{spec.dataset}/train"
+        return spec, (f"vqbench.generators.{spec.family}",), [(spec.reads, read)]
 
     def _step_samples(self, name: str) -> Any:
         spec = self._get("samples", self.samples, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vqbench.specs import GeneratorSpec, SampleSpec, TokenizerSpec, digest_of
 
 # Copies of the weights on disk while training: the result, and two checkpoints of weights, EMA and Adam's two moments.
 PEAK = 9
-ESTIMATED = ("tokenizer", "generator", "samples", "tokens", "reconstruction")
+ESTIMATED = ("tokenizer", "generator", "samples", "tokens", "latents", "reconstruction")
 WHAT = ("tokenizers", "generators", "samples", "tables", "figures")
 
 
@@ -121,37 +122,35 @@ def estimate(found: Bench, key: Key) -> tuple[int, float, float]:
         return seen, seen * (3 * forward + 9 * max(0.0, share) * adversary), PEAK * weights
     if kind == "generator":
         seen = spec.training.steps * spec.training.batch_size
-        blocks, vocabulary = generator_counts(spec)
-        return seen, 6.0 * (blocks + vocabulary) * spec.tokens.num_tokens * seen, PEAK * 4.0 * (blocks + vocabulary)
+        weights, forward, _ = _generator_costs(spec)
+        return seen, 3 * forward * seen, PEAK * 4.0 * weights
     if kind == "samples":
         return _samples_estimate(found, spec)
-    images = found.datasets[spec.dataset].sizes[spec.split] * (spec.views if kind == "tokens" else 1)
+    images = found.datasets[spec.dataset].sizes[spec.split] * (1 if kind == "reconstruction" else spec.views)
     tokenizer = found.tokenizers[spec.tokenizer]
-    size = images * (
-        4 * tokenizer.tokens.num_tokens + 8.0 * tokenizer.tokens.num_tokens
-        if kind == "tokens"
-        else 3 * tokenizer.resolution**2
-    )
-    return images, images * _tokenizer_flops(tokenizer)[0] / 2, size
+    sizes = {"tokens": 12.0 * tokenizer.tokens.num_tokens, "latents": 4.0 * prod(tokenizer.tokens.latent_shape),
+             "reconstruction": 3.0 * tokenizer.resolution**2}  # fmt: skip
+    return images, images * _tokenizer_flops(tokenizer)[0] / 2, images * sizes[kind]
 
 
 def _samples_estimate(found: Bench, spec: SampleSpec) -> tuple[int, float, float]:
     generator = found.generators[spec.generator]
-    blocks, vocabulary = generator_counts(generator)
-    passes = 2 if float(spec.sampler.get("guidance", 1.0)) != 1.0 else 1
-    forward = 2.0 * (blocks + vocabulary) * generator.tokens.num_tokens * passes * int(spec.sampler["steps"])
-    return spec.count, spec.count * forward, spec.count * 3.0 * found.datasets[generator.dataset].resolution ** 2
+    both = 2 if float(spec.sampler.get("guidance", 1.0)) != 1.0 else 1
+    _, forward, passes = _generator_costs(generator, spec.sampler)
+    pixels = 3.0 * found.datasets[generator.dataset].resolution ** 2
+    return spec.count, spec.count * forward * both * passes, spec.count * pixels
 
 
-def generator_counts(spec: GeneratorSpec) -> tuple[int, int]:
-    """(parameters without vocabulary matrices, parameters of the vocabulary matrices), from the meta device."""
+def _generator_costs(spec: GeneratorSpec, sampler: dict[str, Any] | None = None) -> tuple[int, float, float]:
+    """(parameters, FLOPs of a pass for one image, passes of a sample), from the meta device."""
     import torch
 
     from vqbench.rooms import load
 
     with torch.device("meta"):
-        counts = load("generators", spec.family).build(spec).parameter_counts()
-    return counts["blocks"], counts["vocabulary"]
+        model = load("generators", spec.family).build(spec)
+        counts = sum(model.parameter_counts().values())
+        return counts, model.forward_flops(), model.passes(sampler) if sampler else 0.0
 
 
 def _tokenizer_flops(spec: TokenizerSpec) -> tuple[float, float, float]:

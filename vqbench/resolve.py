@@ -186,13 +186,14 @@ def resolve_generator(
     _check_accepts(own["literals"], tokenizer.tokens, f"{where}: family '{family}' cannot take tokenizer '{name}'")
     dataset = datasets[tokenizer.dataset]
     recipe = _merge(recipe_of(recipes, common.get("recipe", family), where), common.get("training", {}))
-    _check_terms(recipe.get("weights", {}), {"cross_entropy", *own["literals"].get("TERMS", ())}, where)
+    _check_terms(recipe.get("weights", {}), set(own["literals"].get("TERMS", ("cross_entropy",))), where)
     recipe = overlay.training("generators", family, recipe)
     recipe.pop("options", None)
     options = {**own["literals"]["OPTIONS"], **own["options"]}
     _check_options(options, own["literals"]["OPTIONS"], where)
     data = {
-        "family": family, "tokenizer": name, "dataset": tokenizer.dataset, "recipe": common.get("recipe", family),
+        "family": family, "reads": own["literals"].get("READS", "tokens"), "tokenizer": name,
+        "dataset": tokenizer.dataset, "recipe": common.get("recipe", family),
         "tokens": tokenizer.tokens.model_dump(), "num_classes": dataset.classes,
         "options": overlay.options("generators", family, options),
         "training": resolve_training(recipe, dataset.sizes["train"], where),

@@ -155,20 +155,26 @@ class TokenizerSpec(Spec):
     threads: int = Field(default=1, gt=0)
 
 
-class TokensSpec(Spec):
-    """Ids and pooled features of one split, written once and memory-mapped by all who read them."""
+class EncodedSpec(Spec):
+    """What an encoder makes of one split, written once and memory-mapped by all who read it."""
 
     tokenizer: str
     dataset: str
     split: Literal["train", "validation"]
     views: int = Field(default=1, gt=0, description="augmented views of each image; 1 is the plain crop")
-    pooling: Literal["mean", "flat"] = Field(default="mean", description="of the latents that linear probing reads")
     batch: int = Field(gt=0)
     threads: int = Field(default=1, gt=0)
 
 
+class TokensSpec(EncodedSpec):
+    """Ids and pooled features."""
+
+    pooling: Literal["mean", "flat"] = Field(default="mean", description="of the latents that linear probing reads")
+
+
 class GeneratorSpec(Spec):
     family: str
+    reads: Literal["tokens", "latents"] = "tokens"
     tokenizer: str
     dataset: str
     recipe: str

@@ -12,6 +12,7 @@ SLURM = ("--profile", "slurm", "--jobs", "6", "--slurm-init-seconds-before-statu
 ON_GPU = {
     "tokenizer",
     "tokens",
+    "latents",
     "reconstruction",
     "generator",
     "samples",

@@ -41,6 +41,27 @@ rule tokenize:
         "vqbench tokenize {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --split {wildcards.split} --scale {params.scale:q} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
 
 
+rule encode:
+    input:
+        needs("latents"),
+    output:
+        manifest="{root}/latents/{tokenizer}/{dataset}/{split}/manifest.json",
+    log:
+        "{root}/logs/latents/{tokenizer}/{dataset}/{split}.log",
+    benchmark:
+        "{root}/benchmarks/latents/{tokenizer}/{dataset}/{split}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: threads_of
+    resources:
+        **asked("latents"),
+    params:
+        scale=scale,
+        digest=digest("latents"),
+    shell:
+        "vqbench encode {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --split {wildcards.split} --scale {params.scale:q} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
+
+
 rule reconstruct:
     input:
         needs("reconstruction"),
