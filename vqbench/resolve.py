@@ -187,10 +187,10 @@ def resolve_generator(
     dataset = datasets[tokenizer.dataset]
     recipe = _merge(recipe_of(recipes, common.get("recipe", family), where), common.get("training", {}))
     _check_terms(recipe.get("weights", {}), set(own["literals"].get("TERMS", ("cross_entropy",))), where)
+    known = own["literals"]["OPTIONS"]
+    options = {**known, **_known(recipe.pop("options", {}), known, where), **own["options"]}
+    _check_options(options, known, where)
     recipe = overlay.training("generators", family, recipe)
-    recipe.pop("options", None)
-    options = {**own["literals"]["OPTIONS"], **own["options"]}
-    _check_options(options, own["literals"]["OPTIONS"], where)
     data = {
         "family": family, "reads": own["literals"].get("READS", "tokens"), "tokenizer": name,
         "dataset": tokenizer.dataset, "recipe": common.get("recipe", family),
