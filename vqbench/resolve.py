@@ -219,6 +219,11 @@ def resolve_samples(
     common = {k: entry.pop(k) for k in ("count", "block", "seed") if k in entry}
     sampler = {**defaults, **_known(entry, defaults, where)}
     _check_options(sampler, defaults, where)
+    if generator.num_classes == 1 and sampler.get("guidance", 1) != 1:
+        raise SpecError(
+            f"{where}: guidance is {sampler['guidance']}, and '{name}' has learned one class alone (data set "
+            f"'{generator.dataset}'): there is nothing to guide by; set guidance: 1.0"
+        )
     wanted: dict[str, Any] = {"count": 50_000, "block": 250} | common | sampler
     scaled = overlay.options("samples", generator.family, wanted)
     count, block = scaled.pop("count"), scaled.pop("block")
