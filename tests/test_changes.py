@@ -41,8 +41,12 @@ def test_a_digest_that_nobody_noted(tmp_path: Path) -> None:
     assert changes.since_asked(Bench("demo"), KEY, "0" * 64, tmp_path) == changes.UNKNOWN
     noted(tmp_path)
     assert changes.since_asked(Bench("demo"), KEY, "0" * 64, tmp_path) == changes.UNKNOWN
-    (tmp_path / "results/demo" / changes.NOTES).write_text("{")
-    assert changes.since_asked(Bench("demo"), KEY, "0" * 64, tmp_path) == changes.UNKNOWN
+    digest, path = Bench("demo").digest(KEY), tmp_path / "results/demo" / changes.NOTES
+    assert changes.since_asked(Bench("demo"), KEY, digest, tmp_path) != changes.UNKNOWN
+    for damaged in ("{", "{}", path.read_text().replace("probe", "prone", 1)):
+        path.write_text(damaged)
+        assert changes.since_asked(Bench("demo"), KEY, digest, tmp_path) == changes.UNKNOWN
+        noted(tmp_path)  # written anew
 
 
 def test_notes_stay_few(tmp_path: Path) -> None:
@@ -52,5 +56,5 @@ def test_notes_stay_few(tmp_path: Path) -> None:
         bench._digests.clear()
         newest = bench.digest(KEY)
         changes.note(bench, tmp_path)
-    kept = changes.read_json(tmp_path / "results/demo" / changes.NOTES)["/".join(KEY)]
+    kept = changes.read_sealed(tmp_path / "results/demo" / changes.NOTES)["notes"]["/".join(KEY)]
     assert len(kept) == changes.KEPT and kept[-1]["digest"] == newest

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vqbench.artifacts import read_json, write_json
+from vqbench.artifacts import read_sealed, sealed, write_json
 from vqbench.closure import code_digest, code_parts
 from vqbench.errors import ArtifactError
 from vqbench.graph import Graph, Key
@@ -30,7 +30,7 @@ def note(bench: Graph, base: Path) -> None:
         name = "/".join(key)
         others = [one for one in found.get(name, []) if one["digest"] != digest]
         found[name] = [*others, {"digest": digest, **_parts(bench, key)}][-KEPT:]
-    write_json(path, found)
+    write_json(path, sealed({"notes": found}))
 
 
 def since_asked(bench: Graph, key: Key, digest: str, base: Path) -> str:
@@ -60,10 +60,9 @@ def since(manifest: dict[str, Any], bench: Graph, key: Key) -> str:
 def _notes(path: Path) -> dict[str, Any]:
     """Empty where there are none: they only serve messages."""
     try:
-        found = read_json(path) if path.is_file() else {}
+        return dict(read_sealed(path)["notes"]) if path.is_file() else {}
     except ArtifactError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _parts(bench: Graph, key: Key) -> dict[str, Any]:

@@ -112,11 +112,15 @@ def threads_of(wc):
     return bench_of(wc.root).overlay.threads
 
 
-@user_errors
 def note_plan():
     """What the jobs' digests stand for, so that one that refuses can say what was edited while it waited."""
     for name in IN_USE:
-        note(bench(name), Path.cwd())
+        try:
+            note(bench(name), Path.cwd())
+        except (
+            UserError
+        ) as error:  # it only serves that message; where a job cannot write either, it says so
+            print(f"vqbench: {error}", file=sys.stderr)
 
 
 def settle_tables():
