@@ -6,19 +6,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from vqbench.errors import SpecError, UserError
-from vqbench.eval.evaluate import Images, evaluate
+from vqbench.eval.evaluate import Images, Request, make_request, score
+from vqbench.eval.extras import Extras
 from vqbench.eval.judges import with_judge
 from vqbench.eval.protocols import FOLDER, Protocol, load_protocol
 from vqbench.eval.set_metrics import BUILD, set_metrics
+from vqbench.specs import digest_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # What a protocol is called, says of itself, or uses only to bound memory moves no number.
-SILENT = ("name", "summary", "source", "suffix", "batch", "metrics", "probe", "lpips.suffix")
+SILENT = (
+    "name",
+    "summary",
+    "source",
+    "suffix",
+    "batch",
+    "metrics",
+    "probe",
+    "lpips.suffix",
+    "psnr.suffix",
+    "ssim.suffix",
+)
+COLUMNS = ["metric", "protocol", "value", "low", "high", "change", "percent", "choices", "n", "unit", "higher_is_better",
+           "note", "protocol_digest"]  # fmt: skip
 
 
 def bridge(
@@ -30,12 +46,14 @@ def bridge(
     pairs: bool = False,
     judge: str | None = None,
     weights: Mapping[str, str | Path | nn.Module] | None = None,
+    value_range: tuple[float, float] | None = None,
+    device: str | torch.device | None = None,
 ) -> pd.DataFrame:
-    """One row per protocol and metric.
+    """One row per protocol and metric; what every protocol warns of is in ``attrs["warnings"]``, "protocol: warning".
 
     Columns: ``metric`` (its plain name), ``protocol``, ``value``, ``low``, ``high``, ``change`` (from the first protocol
     that gives this metric), ``percent``, ``choices`` (what this protocol does otherwise than that one, as far as it can
-    reach the metric) and ``note`` (why there is no value).
+    reach the metric), ``n``, ``unit``, ``higher_is_better``, ``note`` (why there is no value) and ``protocol_digest``.
 
     Args:
         protocols: names; by default all that are shipped, ``adm`` first. Others as in :func:`evaluate`.
@@ -44,40 +62,59 @@ def bridge(
 
     names = list(protocols or ["adm", *sorted(p.stem for p in FOLDER.glob("*.yaml") if p.stem not in ("adm", "demo"))])
     lines: list[dict[str, Any]] = []
+    warnings: list[str] = []
     for name in names:
         protocol = with_judge(load_protocol(name), judge) if judge else load_protocol(name)
-        lines += _score(generated, reference, protocol, metrics, pairs, weights)
+        options = {"pairs": pairs, "weights": weights, "value_range": value_range, "device": device}
+        scored = _Scored(protocol, generated, reference, options)
+        lines += scored.lines(metrics)
+        warnings += [f"{protocol.name}: {warning}" for warning in scored.warnings]
     if all(line["note"] for line in lines):
         raise SpecError("no protocol could score these images: " + "; ".join({line["note"] for line in lines}))
-    return pd.DataFrame(_compared(lines)).drop(columns="data").sort_values("metric", kind="stable", ignore_index=True)
+    table = pd.DataFrame(_compared(lines), columns=COLUMNS).sort_values("metric", kind="stable", ignore_index=True)
+    table.attrs["warnings"] = warnings
+    return table
 
 
-def _score(
-    generated: Images,
-    reference: Images,
-    protocol: Protocol,
-    metrics: Sequence[str] | None,
-    pairs: bool,
-    weights: Mapping[str, str | Path | nn.Module] | None,
-) -> list[dict[str, Any]]:
-    data = _flat(protocol.model_dump(mode="json", by_alias=True))
-    common = {"protocol": protocol.name, "value": None, "data": data}
-    lacking = {name: why for name in metrics or () if (why := _undefined(name, protocol))}
-    lines = [{"metric": name, "note": why, **common} for name, why in lacking.items()]
-    defined = None if metrics is None else [name for name in metrics if name not in lacking]
-    if defined == []:
-        return lines
-    try:
-        report = evaluate(generated, reference, protocol=protocol, metrics=defined, pairs=pairs, weights=weights)
-    except UserError as error:
-        if "unknown metric" in str(error):
-            raise
-        return [*lines, {"metric": "", "note": str(error), **common}]
-    return lines + [
-        {"metric": name.partition("[")[0], "protocol": protocol.name, "value": entry["value"], "low": entry["low"],
-         "high": entry["high"], "note": "" if entry["value"] is not None else "undefined", "data": data}
-        for name, entry in report["metrics"].items()
-    ]  # fmt: skip
+class _Scored:
+    """One protocol's lines. What cannot be had costs its own line alone."""
+
+    def __init__(self, protocol: Protocol, generated: Images, reference: Images, options: Mapping[str, Any]) -> None:
+        self.protocol, self.generated, self.reference, self.options = protocol, generated, reference, options
+        data = protocol.model_dump(mode="json", by_alias=True)
+        self.common = {"protocol": protocol.name, "protocol_digest": digest_of(data), "data": _flat(data)}
+        self.warnings: list[str] = []
+
+    def lines(self, metrics: Sequence[str] | None) -> list[dict[str, Any]]:
+        lacking = {name: why for name in metrics or () if (why := _undefined(name, self.protocol))}
+        lines = [self._without(name, why) for name, why in lacking.items()]
+        names = self._request(metrics and [name for name in metrics if name not in lacking]).names
+        names = [name for name in names if name not in lacking]
+        return lines + (self._try(names) if names else [])
+
+    def _request(self, names: Sequence[str] | None) -> Request:
+        return make_request(self.protocol, names, judge=None, referenced=True, **self.options)
+
+    def _try(self, names: list[str]) -> list[dict[str, Any]]:
+        """All in one pass; where that fails, each alone, so that one network's missing weights cost its metrics only."""
+        request = self._request(names)
+        request.explicit = False  # what cannot be had becomes a note
+        try:
+            report = score(request, self.generated, self.reference, Extras([], None, None))
+        except UserError as error:
+            if len(names) == 1:
+                return [self._without(names[0], str(error))]
+            return [line for name in names for line in self._try([name])]
+        found = {name.partition("[")[0]: entry for name, entry in report["metrics"].items()}
+        left = [warning for warning in report["warnings"] if "left out" in warning]
+        self.warnings += [w for w in report["warnings"] if w not in (*left, *self.warnings)]
+        lines = [{"metric": name, "note": "" if entry["value"] is not None else "undefined", **self.common,
+                  **{k: entry[k] for k in ("value", "low", "high", "n", "unit", "higher_is_better")}}
+                 for name, entry in found.items()]  # fmt: skip
+        return lines + [self._without(name, "; ".join(left)) for name in names if name not in found]
+
+    def _without(self, metric: str, why: str) -> dict[str, Any]:
+        return {"metric": metric, "value": None, "note": why, **self.common}
 
 
 def _undefined(name: str, protocol: Protocol) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from vqbench.errors import ArtifactError, MissingWeights, SpecError, nearest
 from vqbench.eval.base import Batch, Estimate, Metric
 from vqbench.eval.exact_mean import ExactMean
+from vqbench.weights import fetch_again
 
 SCRIPTED = ("input_resolution", "context_length", "vocab_size")  # what OpenAI's files hold beside weights
 
@@ -110,7 +111,7 @@ def open_network(weights: Path, architecture: str) -> Any:
     except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise MissingWeights(
-            f"{weights} does not hold the weights of {architecture} ({reason}); fetch it again"
+            f"{weights} does not hold the weights of {architecture} ({reason}); {fetch_again('clip-vitb32')}"
         ) from None
     return network.eval().requires_grad_(False)
 

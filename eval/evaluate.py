@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -52,10 +52,11 @@ class Request:
     value_range: tuple[float, float] | None = None
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def open(self, what: Images, like: Source | None = None) -> Source:
-        """A source under the protocol's image rules: cropped to the size of `like`, or as the files are."""
+    def open(self, what: Images, like: Source | None = None, crop: tuple[int, int] | None = None) -> Source:
+        """A source under the protocol's image rules: cropped to `crop` or to the size of `like`, or as the files are."""
         uncropped = self.protocol.images.crop == "none"
-        crop = like.size if like is not None and not uncropped else None
+        if like is not None and not uncropped:
+            crop = like.size
         any_size = uncropped and not self.pairs  # the network resizes each; pairs must fit each other
         return open_source(what, self.protocol.images, crop, self.value_range, any_size)
 
@@ -72,6 +73,7 @@ def evaluate(
     engine: Literal["vqbench", "reference"] = "vqbench",
     ids: np.ndarray | None = None,
     num_codes: int | None = None,
+    scales: Sequence[int] = (),
     captions: Sequence[str] | None = None,
     value_range: tuple[float, float] | None = None,
     device: str | torch.device | None = None,
@@ -87,7 +89,9 @@ def evaluate(
         judge: a network in place of the protocol's own, e.g. ``dinov2-vitl14``; every metric then bears its name.
         weights: kind of network -> file (see :class:`vqbench.eval.judges.Judges`).
         engine: ``reference`` has the libraries compute what they can: slow, and without intervals.
-        ids: (n, N, Q) integers of the same images, for ``usage`` and ``unique_ratio``; needs `num_codes`.
+        ids: (n, N, Q) integers of the same images, for ``usage``, ``usage_above``, ``entropy``, ``perplexity`` (which need
+            `num_codes`) and ``unique_ratio``.
+        scales: sides of the ids' scales, coarsest first: usage is then counted scale by scale, too.
         captions: n texts, for ``clip_score``.
         value_range: of float images, ``(0, 1)`` or ``(-1, 1)``.
 
@@ -98,22 +102,43 @@ def evaluate(
     Raises:
         UserError: an unknown protocol or metric, weights that are missing or wrong, images that do not fit.
     """
-    began = time.perf_counter()
-    request = _request(protocol, metrics, pairs, judge, weights, device, reference is not None, value_range)
+    request = make_request(protocol, metrics, pairs, judge, weights, device, reference is not None, value_range)
     if not request.explicit:
         given = {"ids": ids is not None, "captions": captions is not None}
         request.names += [name for name, what in NEEDS.items() if given[what]]
+    extras = open_extras(request.names, request.judges, ids, num_codes, captions, scales)
+    return score(request, generated, reference, extras, engine)
+
+
+def score(
+    request: Request,
+    generated: Images,
+    reference: Images | None,
+    extras: Extras,
+    engine: Literal["vqbench", "reference"] = "vqbench",
+) -> dict[str, Any]:
+    """The report of a request; arguments as :func:`evaluate`'s."""
+    began = time.perf_counter()
     source = request.open(generated)
-    extras = open_extras(request.names, request.judges, ids, num_codes, captions)
     extras.check(len(source))
-    guards = Guards(request.protocol, request.names)
-    score = _score_with_libraries if engine == "reference" else _score
-    found, left, other = score(request, source, reference, guards, extras)
+    run = _score_with_libraries if engine == "reference" else _score
+    done = run(request, source, reference, extras)
+    warnings = Guards(request.protocol, request.names).warnings(source, done.reference, done.predicted)
     seconds = time.perf_counter() - began
-    return report_of(request, engine, source, other, found, [*guards.warnings(source, other), *left], seconds)
+    warnings += [*request.judges.warnings, *done.left]
+    return report_of(request, engine, source, done.reference, done.found, warnings, seconds)
 
 
-def _request(
+class Done(NamedTuple):
+    """What an engine found: values, what was left out and why, the reference, the judge's classes (n,) if it saw any."""
+
+    found: list[Found]
+    left: list[str]
+    reference: Source | Reference | None
+    predicted: np.ndarray | None = None
+
+
+def make_request(
     protocol: str | Protocol,
     metrics: Sequence[str] | None,
     pairs: bool,
@@ -123,6 +148,7 @@ def _request(
     referenced: bool,
     value_range: tuple[float, float] | None,
 ) -> Request:
+    """Check what is asked for; arguments as :func:`evaluate`'s, `referenced`: whether there is a reference."""
     found = load_protocol(protocol) if isinstance(protocol, str) else protocol
     found = with_judge(found, judge) if judge else found
     where = scoring_device()  # and TF32 off, whichever device is taken
@@ -151,28 +177,25 @@ def _needed(reference: Images | None) -> Images:
     return reference
 
 
-def _score_with_libraries(
-    request: Request, source: Source, reference: Images | None, guards: Guards, extras: Extras
-) -> tuple[list[Found], list[str], Source | Reference | None]:
+def _score_with_libraries(request: Request, source: Source, reference: Images | None, extras: Extras) -> Done:
     if is_statistics(reference):
         raise SpecError("the libraries need the reference's images; give those instead of statistics")
     other = None if reference is None else request.open(reference, source)
-    found, left = score_with_libraries(request, source, other)
-    return found, left, other
+    return Done(*score_with_libraries(request, source, other), other)
 
 
-def _score(
-    request: Request, source: Source, reference: Images | None, guards: Guards, extras: Extras
-) -> tuple[list[Found], list[str], Source | Reference | None]:
+def _score(request: Request, source: Source, reference: Images | None, extras: Extras) -> Done:
     """One pass over the generated images (and their originals), one over a reference of other images."""
-    evaluator, known, other = _seen(request, source, reference, guards, extras)
+    evaluator, known, other = _seen(request, source, reference, extras)
     request.judges.close()  # the networks' memory serves the comparison
-    found, left = _compare(evaluator, known, request.explicit)
-    return found, left, other
+    features = evaluator.features
+    seen = features is not None and features.has_rows("logits") and source.labels is None
+    predicted = features.matrix("logits").argmax(1) if features is not None and seen else None
+    return Done(*_compare(evaluator, known, request.explicit), other, predicted)
 
 
 def _seen(
-    request: Request, source: Source, reference: Images | None, guards: Guards, extras: Extras
+    request: Request, source: Source, reference: Images | None, extras: Extras
 ) -> tuple[Evaluator, FeatureSet | None, Source | Reference | None]:
     """The passes: all that is kept of the images."""
     sets = set_metrics([name for name in request.names if name in BUILD], request.protocol)
@@ -182,12 +205,12 @@ def _seen(
     evaluator = Evaluator([*streamed, *extras.metrics], sets, extract, request.seconds)
     if request.pairs:
         originals = request.open(_needed(reference), source)
-        known: FeatureSet | None = pass_over_pairs(evaluator, source, originals, request.protocol, guards, extras)
+        known: FeatureSet | None = pass_over_pairs(evaluator, source, originals, request.protocol, extras)
         other: Source | Reference | None = originals
     else:
         # The reference first: what is wrong with it shows before the pass over 50,000 samples.
         known, other = _reference(request, sets, extract, reference, source)
-        pass_over(evaluator, source, request.protocol.batch, guards, extras)
+        pass_over(evaluator, source, request.protocol.batch, extras)
     evaluator.extract = None
     return evaluator, known, other
 

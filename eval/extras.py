@@ -12,9 +12,10 @@ from vqbench.errors import SpecError
 from vqbench.eval.base import Metric
 from vqbench.eval.judges import Judges
 from vqbench.eval.unique_ratio import UniqueRatio
-from vqbench.eval.usage import Usage
+from vqbench.eval.usage import STATISTICS, Usage
 
-NEEDS = {"usage": "ids", "unique_ratio": "ids", "clip_score": "captions"}  # metric -> what it reads
+# metric -> what it reads
+NEEDS = {**dict.fromkeys((*STATISTICS, "unique_ratio"), "ids"), "clip_score": "captions"}
 CLIP = "clip-vitb32"
 
 
@@ -44,8 +45,9 @@ def open_extras(
     ids: np.ndarray | None,
     num_codes: int | None,
     captions: Sequence[str] | None,
+    scales: Sequence[int] = (),
 ) -> Extras:
-    """The metrics of :data:`NEEDS` among `names`.
+    """The metrics of :data:`NEEDS` among `names`; those of :data:`STATISTICS` come together.
 
     Raises:
         SpecError: a metric without what it reads, or ids without the size of their codebook.
@@ -56,10 +58,10 @@ def open_extras(
         if name in NEEDS and not given[NEEDS[name]]:
             raise SpecError(f"'{name}' needs {NEEDS[name]}; give --{NEEDS[name]}")
     metrics: list[Metric] = []
-    if "usage" in names:
+    if not set(STATISTICS).isdisjoint(names):
         if num_codes is None:
             raise SpecError("codebook usage needs the codebook's size; give --num-codes")
-        metrics.append(Usage(num_codes))
+        metrics.append(Usage(num_codes, scales=scales))
     if "unique_ratio" in names:
         metrics.append(UniqueRatio())
     if "clip_score" in names:

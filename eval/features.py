@@ -76,6 +76,8 @@ def run(
     with torch.inference_mode(), full_precision():
         for start in range(0, len(images) if names else 0, chunk):
             levels = resize(images[start : start + chunk], judge.resize, judge.size, device)  # (b, 3, S, S)
+            if judge.gain != 1:
+                levels = levels * judge.gain
             parts.append(network(levels, names))
     return {layer: torch.cat([part[name] for part in parts]) for layer, name in wanted.items()}
 

@@ -6,19 +6,22 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from vqbench.eval.archive import Archive
 from vqbench.eval.decoding_images import shape
-from vqbench.eval.protocols import Protocol
+from vqbench.eval.protocols import JUDGED, Protocol
 from vqbench.eval.sources import Source
 from vqbench.eval.statistics_file import Reference
 
 ENOUGH = 10_000  # images a side, below which the bias of FID is larger than most differences that papers report
 BIASED = ("fid", "rfid", "sfid")  # metrics that fall with 1/N
-JUDGED = (*BIASED, "kid", "fid_infinity", "is", "precision", "recall", "density", "coverage")
 LOPSIDED = 2.0  # largest class to smallest
+RUNS = (
+    0.2  # by how much more often than in a shuffled set the judge sees one class twice in a row, where a set is sorted
+)
 
 
 class Guards:
-    """Watches a pass over the generated images; 8 bytes an image are kept.
+    """What a protocol and the metrics asked for make worth a warning.
 
     Args:
         names: the metrics asked for.
@@ -26,29 +29,28 @@ class Guards:
 
     def __init__(self, protocol: Protocol, names: Sequence[str]) -> None:
         self.protocol, self.names = protocol, frozenset(names)
-        self._hashes: list[np.ndarray] = []
 
-    def see(self, indices: np.ndarray, images: np.ndarray) -> None:
-        """Add generated images (B, H, W, 3) uint8."""
-        assert len(indices) == len(images), "as many indices as images"
-        # Python's hash of bytes: 64 bits, keyed anew by each process, fast beside a judge of 800 images/s.
-        self._hashes.append(np.array([hash(image.tobytes()) for image in images], dtype=np.int64))
+    def warnings(
+        self, source: Source, other: Source | Reference | None, predicted: np.ndarray | None = None
+    ) -> list[str]:
+        """What is to be said of the generated images `source` and the reference, after the passes over them.
 
-    @property
-    def duplicates(self) -> int:
-        """How many images seen are pixel for pixel equal to an earlier one."""
-        hashes = np.concatenate([*self._hashes, np.zeros(0, np.int64)])
-        return len(hashes) - len(np.unique(hashes))
-
-    def warnings(self, source: Source, other: Source | Reference | None) -> list[str]:
-        """What is to be said of the generated images `source` and the reference, after the pass."""
+        Args:
+            predicted: (n,) int64, the class that the judge sees in each generated image, where it was asked for.
+        """
         few = self._few(source, other)
-        found = [few or self._other_count(source), self._copies(source), self._sorted(source),
-                 self._lopsided(source), _formats("generated", source), self._lossy("generated", source)]  # fmt: skip
+        found = [
+            few or self._other_count(source),
+            self._sorted(source, predicted),
+            *self._of_a_side("generated", source),
+        ]
         if isinstance(other, Source):
-            found += [_formats("reference", other), self._lossy("reference", other)]
+            found += self._of_a_side("reference", other)
         found += [self._uncropped(source, other), _same(source, other), _unsigned(other)]
         return [warning for warning in found if warning]
+
+    def _of_a_side(self, side: str, source: Source) -> list[str]:
+        return [_copies(side, source), self._lopsided(side, source), _formats(side, source), self._lossy(side, source)]
 
     def _asked(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if name in self.names]
@@ -73,30 +75,26 @@ class Guards:
             f"{count:,}, and fewer images score higher"
         )
 
-    def _copies(self, source: Source) -> str:
-        copies = self.duplicates
-        if not copies:
-            return ""
-        return (
-            f"{copies:,} of {len(source):,} generated images are copies of another one, pixel for pixel: they count as images, "
-            "and intervals are too narrow; look for a seed that is used twice"
-        )
-
-    def _sorted(self, source: Source) -> str:
+    def _sorted(self, source: Source, predicted: np.ndarray | None) -> str:
         """The Inception Score of chunks needs every class in every chunk."""
         splits, labels = self.protocol.inception_score, source.labels
-        if "is" not in self.names or splits is None or splits.shuffle or splits.splits < 2 or labels is None:
+        if "is" not in self.names or splits is None or splits.shuffle or len(splits.cuts(len(source))) < 3:
             return ""
-        classes = len(np.unique(labels))
-        if classes < 2 or (np.diff(labels) < 0).any():
+        if labels is not None:
+            classes, seen = len(np.unique(labels)), "are sorted by class"
+            if classes < 2 or (np.diff(labels) < 0).any():
+                return ""
+        elif predicted is not None and in_runs(predicted):
+            classes, seen = len(np.unique(predicted)), "seem to be sorted by class, as the judge sees them"
+        else:
             return ""
         return (
-            f"generated images are sorted by class ({classes:,} classes) and protocol '{self.protocol.name}' takes the Inception "
-            f"Score over {splits.splits} chunks in their order: each chunk holds few classes and the score is far too low; "
-            "shuffle the images"
+            f"generated images {seen} ({classes:,} classes) and protocol '{self.protocol.name}' takes the Inception "
+            f"Score over {len(splits.cuts(len(source))) - 1} chunks in their order: each chunk holds few classes and the "
+            "score is far too low; shuffle the images"
         )
 
-    def _lopsided(self, source: Source) -> str:
+    def _lopsided(self, side: str, source: Source) -> str:
         if source.labels is None or not self._asked(JUDGED):
             return ""
         counts = np.bincount(source.labels - source.labels.min())
@@ -104,8 +102,8 @@ class Guards:
         if len(counts) < 2 or counts.max() <= LOPSIDED * counts.min():
             return ""
         return (
-            f"generated classes are uneven, from {counts.min():,} to {counts.max():,} images over {len(counts):,} classes: "
-            "scores weigh large classes more, while references such as ImageNet's are even"
+            f"{side} classes are uneven, from {counts.min():,} to {counts.max():,} images over {len(counts):,} classes: "
+            "scores weigh large classes more, and a set of even classes differs from it by that alone"
         )
 
     def _lossy(self, side: str, source: Source) -> str:
@@ -141,8 +139,29 @@ def _sizes(other: Source | Reference | None) -> set[tuple[int, int]]:
     """(H, W) of a reference's images, of saved statistics where they say it."""
     if not isinstance(other, Reference):
         return set() if other is None else {other.size, *other.sizes}
-    size = other.meta.get("size") or other.meta.get("crop")
-    return {(int(size[0]), int(size[1]))} if size else set()
+    if not other.meta and other.images_path is not None:  # ADM's: its images are those of its moments, or of their kind
+        _, height, width, _ = Archive(other.images_path, "arr_0").shape
+        return {(height, width)}
+    sizes = other.meta.get("sizes") or [size for size in (other.meta.get("size") or other.meta.get("crop"),) if size]
+    return {(int(height), int(width)) for height, width, *_ in sizes}
+
+
+def in_runs(predicted: np.ndarray) -> bool:
+    """Whether neighbours share a class far more often than in a shuffled set of the same classes; (n,) int64."""
+    shares = np.unique(predicted, return_counts=True)[1] / len(predicted)
+    alike = float((predicted[1:] == predicted[:-1]).mean()) if len(predicted) > 1 else 0.0
+    return len(shares) > 1 and alike > float(np.square(shares).sum()) + RUNS
+
+
+def _copies(side: str, source: Source) -> str:
+    copies = source.copies()
+    if not copies:
+        return ""
+    mend = "; look for a seed that is used twice" if side == "generated" else ""
+    return (
+        f"{copies:,} of {len(source):,} {side} images are copies of another one, pixel for pixel: they count as images, and "
+        f"intervals are too narrow{mend}"
+    )
 
 
 def _formats(side: str, source: Source) -> str:

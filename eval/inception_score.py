@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import entr, log_softmax
 
-from vqbench.errors import SpecError
 from vqbench.eval.base import Estimate, Layer, SetMetric
 from vqbench.eval.feature_set import FeatureSet
 from vqbench.eval.intervals import student
@@ -38,14 +37,12 @@ class InceptionScore(SetMetric):
         Raises:
             SpecError: fewer images than splits.
         """
-        logits, splits = generated.matrix("logits"), self.protocol.splits
+        logits = generated.matrix("logits")
         count = len(logits)
-        if count < splits:
-            raise SpecError(f"{count} images cannot be cut into {splits} splits; lower 'is.splits' or give more images")
+        cuts = self.protocol.cuts(count)
         order = np.arange(count)
         if self.protocol.shuffle:
             order = np.random.RandomState(self.protocol.seed).permutation(count)
-        cuts = [i * count // splits for i in range(splits + 1)]
         scores = [_score(logits[order[a:b]]) for a, b in itertools.pairwise(cuts)]
         value = float(np.mean(scores))
         return {"is": Estimate(value, *student(scores), count)}

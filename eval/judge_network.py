@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.errors import MissingWeights
+from vqbench.weights import fetch_again
 
 Found = dict[str, Tensor]  # layer -> (B, d) float32
 
@@ -94,8 +95,7 @@ class Weights:
     def refusal(self, reason: str) -> MissingWeights:
         """The error that says what is wrong and what to do."""
         return MissingWeights(
-            f"{self.path} does not hold the weights of '{self.kind}' ({reason}); remove it and fetch it again "
-            f"(vqbench fetch-weights), or give another file"
+            f"{self.path} does not hold the weights of '{self.kind}' ({reason}); {fetch_again(self.kind)}"
         )
 
 

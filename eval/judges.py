@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from vqbench.artifacts import sha256_file
-from vqbench.clone import CLONE, WORKFLOW, read_yaml
+from vqbench.clone import CLONE
 from vqbench.errors import ArtifactError, MissingWeights, SpecError, nearest
 from vqbench.eval.base import Layer
 from vqbench.eval.features import ClassifierNetwork, Extractor, JudgeNetwork, make_extractor, open_network
@@ -19,10 +20,12 @@ from vqbench.eval.protocols import FOLDER, Distance, Judge, Protocol, load_proto
 from vqbench.jobs import finished
 from vqbench.papers import bench
 from vqbench.pretrained import PhotoClassifier, open_classifier
-from vqbench.specs import PretrainedSpec, parse
-from vqbench.weights import check_weights, locate
+from vqbench.weights import check_weights, fetch_again, locate, networks
 
 STAND_IN = "photo-classifier"
+
+# Networks that no shipped protocol has as its judge. clip: GaParmar/clean-fid:cleanfid/clip_features.py.
+BESIDE = {"clip-vitb32": Judge(network="clip-vitb32", resize="pil-bicubic-uint8", size=224, features="clip")}
 
 
 class Judges:
@@ -34,14 +37,23 @@ class Judges:
             that workflow/pretrained.yaml states; the stand-in, where ``make demo`` left it.
 
     Attributes:
-        digests: kind -> SHA-256 of the weights file, of those that were opened.
+        digests: kind -> SHA-256 of the weights file (of a module: of its tensors), of those that were opened.
+        warnings: which of them are not the published ones.
+
+    Raises:
+        SpecError: weights of a kind that no network has.
     """
 
     def __init__(
         self, protocol: Protocol, device: torch.device, weights: Mapping[str, str | Path | nn.Module] | None = None
     ) -> None:
         self.protocol, self.device, self.weights = protocol, device, dict(weights or {})
+        known = [*networks(), STAND_IN]
+        for kind in self.weights:
+            if kind not in known:
+                raise SpecError(f"weights are given for an unknown kind of network '{kind}'; {nearest(kind, known)}")
         self.digests: dict[str, str] = {}
+        self.warnings: list[str] = []
         self._opened: dict[str, JudgeNetwork] = {}
 
     def extractor(self, layers: frozenset[Layer]) -> Extractor:
@@ -72,7 +84,9 @@ class Judges:
         kind = self.protocol.lpips.network
         if kind == "photo-classifier":
             return classifier_lpips(self._classifier())
-        return open_lpips(kind, self.file(kind), self.device)
+        network = open_lpips(kind, self.file(kind), self.device)
+        self.digests[f"{kind} linear"] = state_digest(network.get_submodule("lins"))  # they come with the library
+        return network
 
     def file(self, kind: str) -> Path:
         """The weights file of a kind, its digest noted.
@@ -86,17 +100,29 @@ class Judges:
         if given is not None:
             path = Path(given)
             if not path.is_file():
-                raise MissingWeights(f"{path} does not exist; mend --weights {kind}={path}")
+                raise MissingWeights(
+                    f"{path} does not exist; mend --weights {kind}={path}, or leave it out and {fetch_again(kind)}"
+                )
             self.digests[kind] = sha256_file(path)
+            self._compare_with_published(kind, path)
             return path
-        spec = known_networks(kind)
-        path = locate(spec)
-        self.digests[kind] = check_weights(spec, path)
+        path = locate(networks()[kind])
+        self.digests[kind] = check_weights(networks()[kind], path)
         return path
+
+    def _compare_with_published(self, kind: str, path: Path) -> None:
+        published, found = networks()[kind].sha256_prefix or "", self.digests[kind]
+        warning = (
+            f"{path.name} has SHA-256 {found[:16]}..., the published weights of '{kind}' start with {published[:16]}: numbers "
+            "do not compare with published ones"
+        )
+        if not found.startswith(published) and warning not in self.warnings:
+            self.warnings.append(warning)
 
     def _classifier(self) -> PhotoClassifier:
         given = self.weights.get(STAND_IN)
         if isinstance(given, PhotoClassifier):
+            self.digests[STAND_IN] = state_digest(given)
             return given.to(self.device).eval().requires_grad_(False)
         found, base = bench("demo"), CLONE
         try:
@@ -107,31 +133,25 @@ class Judges:
         return open_classifier(found.pretrained[STAND_IN], done, self.device)
 
 
-def known_networks(kind: str) -> PretrainedSpec:
-    """The first entry of a kind in workflow/pretrained.yaml."""
-    entries = {
-        name: parse(PretrainedSpec, data, f"pretrained '{name}'")
-        for name, data in read_yaml(WORKFLOW / "pretrained.yaml").items()
-        if data["kind"] == kind
-    }
-    if not entries:
-        raise MissingWeights(f"workflow/pretrained.yaml has no network of kind '{kind}'; give --weights {kind}=FILE")
-    return next(iter(entries.values()))
+def state_digest(module: nn.Module) -> str:
+    """SHA-256 (hex) of a module's tensors under their names."""
+    from safetensors.torch import save
+
+    return hashlib.sha256(save({k: v.cpu().contiguous() for k, v in module.state_dict().items()})).hexdigest()
 
 
 def with_judge(protocol: Protocol, kind: str) -> Protocol:
     """The protocol with another network as judge: that network's own resize and layers, and its name in every metric's.
 
-    The stand-in also takes LPIPS' place and that of a judge of precision and recall.
+    Precision and recall go by its features as well, and metrics whose layer it lacks fall away. The stand-in also takes
+    LPIPS' place.
 
     Raises:
-        SpecError: no shipped protocol uses such a network.
+        SpecError: nothing says how to use such a network.
     """
     if kind == protocol.judge.network:
         return protocol
-    blocks: dict[str, Judge] = {}
-    for path in sorted(FOLDER.glob("*.yaml")):
-        blocks.setdefault((judge := load_protocol(path.stem).judge).network, judge)
+    blocks = known_judges()
     if kind not in blocks:
         raise SpecError(f"no protocol says how to use a judge '{kind}'; {nearest(kind, blocks)}")
     suffix = "[demo-judge]" if kind == STAND_IN else f"[{kind}]"
@@ -139,10 +159,19 @@ def with_judge(protocol: Protocol, kind: str) -> Protocol:
     change: dict[str, Any] = {"name": f"{protocol.name}+{kind}", "suffix": protocol.suffix + suffix, "judge": judge}
     if judge.logits is None:
         change["inception_score"] = None
-    if judge.spatial is None:
-        change["metrics"] = tuple(name for name in protocol.metrics if name != "sfid")
+    if protocol.precision_recall is not None:
+        change["precision_recall"] = protocol.precision_recall.model_copy(update={"judge": None})
     if kind == STAND_IN:
         change["lpips"] = Distance(network="photo-classifier", suffix=suffix)
-        if protocol.precision_recall is not None:
-            change["precision_recall"] = protocol.precision_recall.model_copy(update={"judge": None})
-    return protocol.model_copy(update=change)
+    changed = protocol.model_copy(update=change)
+    return changed.model_copy(update={"metrics": tuple(name for name in protocol.metrics if changed.defines(name))})
+
+
+def known_judges() -> dict[str, Judge]:
+    """How each network is used: as the shipped protocols do, for all metrics or for precision and recall alone."""
+    shipped = [load_protocol(path.stem) for path in sorted(FOLDER.glob("*.yaml"))]
+    own = [near.judge for p in shipped if (near := p.precision_recall) is not None and near.judge is not None]
+    blocks: dict[str, Judge] = {}
+    for judge in (*(p.judge for p in shipped), *own):
+        blocks.setdefault(judge.network, judge)
+    return {**BESIDE, **blocks}

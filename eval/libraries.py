@@ -124,14 +124,14 @@ def why_not(name: str, protocol: Protocol, n: int, m: int | None) -> str:
 
 def _not_a_set(name: str, protocol: Protocol, n: int, m: int) -> str:
     from vqbench.eval.library_clean_fid import clean_mode
-    from vqbench.eval.library_torch_fidelity import fidelity_layer, judge_of, not_given
+    from vqbench.eval.library_torch_fidelity import fidelity_layer, judge_of, not_cut, not_given
 
     splits, kernel, neighbours = protocol.inception_score, protocol.kid, protocol.precision_recall
     clean = name in CLEAN and clean_mode(protocol) is not None
     if not clean and (reason := not_given(judge_of(name, protocol), fidelity_layer(name, protocol))):
         return reason
-    if name == "is" and splits is not None and splits.splits > n:
-        return f"it has {splits.splits} splits, there are {n} images"
+    if name == "is" and splits is not None and (reason := not_cut(splits, n)):
+        return reason
     if name == "kid" and kernel is not None:
         if clean and (kernel.degree, kernel.gamma, kernel.coef0) != (3, None, 1.0):
             return "clean-fid's kernel is (x y / d + 1)^3"

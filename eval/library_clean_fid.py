@@ -69,7 +69,7 @@ def clean_network(mode: Mode, weights: Path, device: torch.device) -> Callable[[
 
     if mode == "legacy_pytorch":
         return _pytorch_fid(weights, device)
-    with weights_errors(weights):
+    with weights_errors(weights, "inception-v3"):
         if weights.name == TORCHSCRIPT:
             inside = mode == "legacy_tensorflow"
             script: nn.Module = InceptionV3W(str(weights.parent), download=False, resize_inside=inside)
@@ -89,7 +89,7 @@ def _pytorch_fid(weights: Path, device: torch.device) -> Callable[[Tensor], Tens
     def load(*_: Any, **__: Any) -> Any:  # in place of its download: the network takes no path
         return torch.load(weights, map_location="cpu", weights_only=True)
 
-    with weights_errors(weights), patch.object(inception_pytorch, "load_state_dict_from_url", load):
+    with weights_errors(weights, "inception-v3"), patch.object(inception_pytorch, "load_state_dict_from_url", load):
         network = inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False).to(device).eval()
     return lambda x: network(x / 255)[0].squeeze(-1).squeeze(-1)
 

@@ -22,7 +22,8 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from vqbench.errors import MissingWeights
-from vqbench.eval.protocols import Judge, Protocol
+from vqbench.eval.protocols import Judge, Protocol, Splits
+from vqbench.weights import fetch_again
 
 CLASSIFIER = "photo-classifier"
 
@@ -95,6 +96,8 @@ def not_given(judge: Judge, *layers: str | None) -> str:
     extractor, resize, size = EXTRACTORS.get(judge.network, ("", "", None))
     if not extractor:
         return f"no library here runs '{judge.network}' as the protocol does"
+    if judge.gain != 1:
+        return f"torch-fidelity's '{extractor}' has no gain of {judge.gain:g}"
     if judge.resize != resize or (size and judge.size != size):
         return f"torch-fidelity's '{extractor}' resizes by {resize} to {size}, not by {judge.resize} to {judge.size}"
     known = FEATURE_EXTRACTORS_REGISTRY[extractor].get_provided_features_list()
@@ -114,12 +117,21 @@ def fidelity_layer(name: str, protocol: Protocol) -> str | None:
     return protocol.judge.logits if name == "is" else judge_of(name, protocol).features
 
 
-def fidelity_options(name: str, protocol: Protocol) -> dict[str, Any]:
-    """What ``calculate_metrics`` is told of one metric."""
+def not_cut(splits: Splits, count: int) -> str:
+    """Why torch-fidelity cannot cut so many images as the protocol does; empty where it can: into equal parts."""
+    if splits.splits is not None and splits.splits > count:
+        return f"it has {splits.splits} splits, there are {count} images"
+    if splits.split_size is not None and count > splits.split_size and count % splits.split_size:
+        return f"its parts are of {splits.split_size} images, torch-fidelity cuts {count} images into equal ones"
+    return ""
+
+
+def fidelity_options(name: str, protocol: Protocol, count: int) -> dict[str, Any]:
+    """What ``calculate_metrics`` is told of one metric of `count` generated images."""
     splits, kernel, neighbours = protocol.inception_score, protocol.kid, protocol.precision_recall
     layer = fidelity_layer(name, protocol)
     if name == "is" and splits is not None:
-        return {"isc": True, "feature_layer_isc": layer, "isc_splits": splits.splits,
+        return {"isc": True, "feature_layer_isc": layer, "isc_splits": len(splits.cuts(count)) - 1,
                 "samples_shuffle": splits.shuffle, "rng_seed": splits.seed}  # fmt: skip
     if name == "kid" and kernel is not None:
         return {"kid": True, "feature_layer_kid": layer, "kid_subsets": kernel.subsets,
@@ -154,10 +166,10 @@ def fidelity_call(
     """
     options: dict[str, Any] = {}
     for name in names:
-        options |= fidelity_options(name, protocol)
+        options |= fidelity_options(name, protocol, len(generated))
     judge = judge_of(names[0], protocol)
     key = "classifier" if isinstance(network, nn.Module) else "feature_extractor_weights_path"
-    with weights_errors(network):
+    with weights_errors(network, judge.network):
         options[key] = network if isinstance(network, nn.Module) else harmless(network)
         found: Mapping[str, float] = torch_fidelity.calculate_metrics(
             input1=generated, input2=None if list(names) == ["is"] else reference, batch_size=protocol.batch,
@@ -178,7 +190,7 @@ def harmless(weights: Path) -> str:
 
 
 @contextmanager
-def weights_errors(network: Path | nn.Module) -> Iterator[None]:
+def weights_errors(network: Path | nn.Module, kind: str) -> Iterator[None]:
     """Turn what the libraries raise of a file that is not their network into MissingWeights."""
     try:
         yield
@@ -186,4 +198,4 @@ def weights_errors(network: Path | nn.Module) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "state_dict" not in str(error) and "archive" not in str(error):
             raise
         said = " ".join(str(error).split())[:160]
-        raise MissingWeights(f"{network} is not what the library loads ({said}); fetch it again") from None
+        raise MissingWeights(f"{network} is not what the library loads ({said}); {fetch_again(kind)}") from None

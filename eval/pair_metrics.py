@@ -11,11 +11,11 @@ from vqbench.errors import SpecError, nearest
 from vqbench.eval.base import Metric
 from vqbench.eval.ms_ssim import MsSsim
 from vqbench.eval.perceptual import Lpips
-from vqbench.eval.protocols import Protocol
+from vqbench.eval.protocols import PAIRED, Protocol
 from vqbench.eval.psnr import Psnr
 from vqbench.eval.ssim import Ssim
 
-PAIRED = ("psnr", "ssim", "ms_ssim", "lpips")
+__all__ = ["PAIRED", "pair_metrics"]
 
 
 def pair_metrics(

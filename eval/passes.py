@@ -11,7 +11,6 @@ from vqbench.eval.evaluator import Evaluator, layers_of
 from vqbench.eval.extras import Extras
 from vqbench.eval.feature_set import FeatureSet
 from vqbench.eval.features import Extractor
-from vqbench.eval.guards import Guards
 from vqbench.eval.protocols import Protocol
 from vqbench.eval.reference import chosen
 from vqbench.eval.sources import Source
@@ -19,23 +18,21 @@ from vqbench.eval.sources import pairs as paired
 from vqbench.progress import Progress
 
 
-def pass_over(evaluator: Evaluator, source: Source, batch: int, guards: Guards, extras: Extras) -> None:
+def pass_over(evaluator: Evaluator, source: Source, batch: int, extras: Extras) -> None:
     """Every image of `source` through all metrics of `evaluator`."""
     progress = Progress(len(source), f"evaluate {source.name}", "img")
     for indices, images in clocked(source.batches(batch), evaluator.seconds):
-        guards.see(indices, images)
         evaluator.see(Batch(indices, images, **extras.of(indices)))
         progress.update(len(images))
 
 
 def pass_over_pairs(
-    evaluator: Evaluator, source: Source, originals: Source, protocol: Protocol, guards: Guards, extras: Extras
+    evaluator: Evaluator, source: Source, originals: Source, protocol: Protocol, extras: Extras
 ) -> FeatureSet | None:
     """Both sides at once; returns the originals' features, the reference of the set metrics (None where there are none)."""
     progress = Progress(len(source), f"evaluate {source.name}", "img")
     known = reference_features(evaluator.sets, len(originals), protocol) if evaluator.sets else None
     for indices, images, before in clocked(paired(source, originals, protocol.batch), evaluator.seconds):
-        guards.see(indices, images)
         evaluator.see(Batch(indices, images, before, **extras.of(indices)))
         if known is not None and evaluator.extract is not None:
             with evaluator.clock("judge"):

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from vqbench.eval.evaluator import Found
     from vqbench.eval.sources import Source
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "torch-fidelity", "clean-fid", "scikit-image", "lpips")
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "torch-fidelity", "clean-fid", "scikit-image", "lpips",
+            "timm", "open_clip_torch", "scikit-learn")  # fmt: skip
 
 
 def report_of(

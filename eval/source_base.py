@@ -138,6 +138,11 @@ class Source(ABC):
                 pass
         return hashlib.sha256(self._hashes.tobytes()).hexdigest()
 
+    def copies(self) -> int:
+        """How many of the images read so far are pixel for pixel an earlier one."""
+        seen = self._hashes[self._seen]
+        return len(seen) - len(np.unique(seen.view("V32")))
+
 
 class _Pixels(NamedTuple):
     pixels: np.ndarray

@@ -1,10 +1,10 @@
-"""Saved statistics of a reference: one ``.npz`` that ADM's evaluator reads as well, and that is read in ADM's layout.
+"""Saved statistics of a reference, one ``.npz``: ADM's layout and more. Given ``arr_0``, ADM's evaluator reads it as well.
 
 | array | what | ADM has it |
 |---|---|---|
 | mu (d,), sigma (d, d) | mean and covariance of the layer "pooled", float64 | yes |
 | mu_s (s,), sigma_s (s, s) | the same of "spatial", for sFID | yes |
-| arr_0 (m, H, W, 3) | images whose features precision and recall compare with, uint8 | yes, instead of features |
+| arr_0 (m, H, W, 3) | images that precision and recall compare with, uint8; ours only where asked for | yes, instead of features |
 | rows, rows_s (n, d) | features of all images where n <= d: sigma is then singular, and FID goes by the rows, float32 | no |
 | n | how many images mu and sigma are of | no |
 | features[_LAYER] (R, d), indices[_LAYER] (R,) | kept float32 features of "pooled" (or of LAYER), and of which images | no |
@@ -34,13 +34,17 @@ CHUNK = 4096  # rows that are checked together
 SKEW = 1e-6  # of the largest entry: how far sigma and its transpose may lie apart (float32 files)
 
 
-def save_statistics(path: Path, features: FeatureSet, meta: Mapping[str, Any]) -> None:
+def save_statistics(
+    path: Path, features: FeatureSet, meta: Mapping[str, Any], images: np.ndarray | None = None
+) -> None:
     """Write a finished set, whole or not at all; the same set gives the same bytes.
 
     Args:
         meta: JSON-able; ``judge_digest`` is what :func:`open_statistics` compares.
+        images: (m, H, W, 3) uint8 for ADM's evaluator, ``arr_0``.
     """
     arrays: dict[str, np.ndarray] = {"n": np.array(features.count, np.int64)}
+    arrays |= {} if images is None else {"arr_0": images}
     for layer in features.layers:
         if layer in MOMENTS:
             arrays |= _moments(layer, features.gaussian(layer))

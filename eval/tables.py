@@ -67,9 +67,10 @@ def _refuse_mixed(bench: Bench, table: Table, rows: list[MeasuredRow]) -> None:
     cells: dict[str, list[str]] = {}
     for row in rows:
         for column, scores in row.scores.items():
-            cells.setdefault(scores.protocol_digest, []).append(f"'{row.row.label}' {column}")
+            under = f"{scores.protocol.get('name')} {scores.protocol_digest[:12]}"
+            cells.setdefault(under, []).append(f"'{row.row.label}' {column}")
     if len(cells) > 1:
-        groups = "; ".join(f"protocol {digest[:12]}: {', '.join(names)}" for digest, names in cells.items())
+        groups = "; ".join(f"protocol {under}: {', '.join(names)}" for under, names in cells.items())
         raise ArtifactError(
             f"{bench.table_path(table)} would mix protocols ({groups}); score them under one protocol again"
         )

@@ -6,7 +6,7 @@ Letters: B images, N positions an image, Q slots a position, S scales, K codes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -35,9 +35,10 @@ class Usage(Metric):
     with S > 1 scales (``usage[scale0]``).
 
     Args:
-        codes: K, or the tokenizer's tokens; only the latter know of scales.
+        codes: K, or the tokenizer's tokens.
         on: set of images; that of training images is named apart, ``usage_train``.
         threshold: of ``usage_above``, above 0.
+        scales: sides of the S scales, coarsest first, where `codes` does not know them.
 
     Attributes:
         units: unit of every name returned.
@@ -57,6 +58,7 @@ class Usage(Metric):
         codes: TokenSpec | int,
         on: Literal["validation", "train", "generated"] = "validation",
         threshold: float = 0.08,
+        scales: Sequence[int] = (),
     ) -> None:
         if not threshold > 0:
             raise SpecError(
@@ -66,7 +68,7 @@ class Usage(Metric):
         self.num_codes = codes.num_codes if isinstance(codes, TokenSpec) else codes
         self.suffix, self.threshold = "_train" if on == "train" else "", threshold
         self.images = np.zeros(GROUPS, np.int64)  # images of each group
-        self.scale_of = _scales(self.tokens)  # (N,), or empty: one scale
+        self.scale_of = _scales(self.tokens, scales)  # (N,), or empty: one scale
         slots = self.tokens.num_slots if self.tokens else 0  # 0: not known before the first batch
         self.counts = self._zeros(slots)  # (GROUPS, S, Q, K)
 
@@ -108,7 +110,8 @@ class Usage(Metric):
                 f"ids span {ids.min()}..{ids.max()}, outside a codebook of {self.num_codes}; tokenize again"
             )
         slots = self.counts.shape[2] or (ids.shape[2] if ids.ndim == 3 else 0)
-        positions = self.tokens.num_tokens if self.tokens else (ids.shape[1] if ids.ndim == 3 else "N")
+        known = self.tokens.num_tokens if self.tokens else len(self.scale_of)
+        positions = known or (ids.shape[1] if ids.ndim == 3 else "N")
         if ids.shape[1:] != (positions, slots):
             raise ArtifactError(f"ids are {ids.shape}, expected (images, {positions}, {slots or 'Q'}); tokenize again")
 
@@ -159,12 +162,14 @@ class Usage(Metric):
             yield from ((f"[scale{s}]", self.counts[:, s].sum(1)) for s in range(self.counts.shape[1]))
 
 
-def _scales(tokens: TokenSpec | None) -> np.ndarray:
+def _scales(tokens: TokenSpec | None, scales: Sequence[int]) -> np.ndarray:
     """(N,) int64, the scale of each position; empty where there is one scale. A scale of side s has s * s positions."""
-    if tokens is None or tokens.layout != "multiscale" or len(tokens.scales) < 2:
+    if tokens is not None:
+        scales = tokens.scales if tokens.layout == "multiscale" else ()
+    if len(scales) < 2:
         return np.zeros(0, np.int64)
-    found = np.repeat(np.arange(len(tokens.scales)), np.square(tokens.scales))
-    if len(found) != tokens.num_tokens:
+    found = np.repeat(np.arange(len(scales)), np.square(scales))
+    if tokens is not None and len(found) != tokens.num_tokens:
         raise SpecError(
             f"scales {tokens.scales} have {len(found)} positions, the tokens {tokens.num_tokens}; mend either"
         )

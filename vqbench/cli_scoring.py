@@ -31,7 +31,7 @@ def add(verbs: Any, verb: AddVerb) -> None:
     scoring.add_argument("--ids", type=Path, metavar="NPY", help="ids (n, N, Q) of the images, for usage, unique_ratio")
     scoring.add_argument("--num-codes", type=int, metavar="K", help="size of the ids' codebook")
     scoring.add_argument("--captions", type=Path, metavar="TXT", help="one text a line, for clip_score")
-    scoring.add_argument("--device", help="cpu, cuda ... (default: the GPU where there is one)")
+    scoring.add_argument("--scales", metavar="1,2,3", help="sides of the ids' scales: usage scale by scale, too")
     stats = verb(
         verbs, "statistics", _statistics, "Write reusable statistics of a reference.",
         "statistics --reference imagenet/val --resolution 256 --out imagenet256.npz",
@@ -40,6 +40,9 @@ def add(verbs: Any, verb: AddVerb) -> None:
     stats.add_argument("--out", type=Path, required=True, metavar="NPZ")
     stats.add_argument("--protocol", default="adm")
     stats.add_argument("--resolution", type=int, metavar="R", help="crop to R x R by the protocol's rule")
+    stats.add_argument(
+        "--images", action="store_true", help="add the images of precision and recall (arr_0), as ADM's evaluator needs"
+    )
     bridge = verb(
         verbs, "bridge", _bridge, "Score one set under all protocols: which choice moves which number by how much.",
         "bridge --generated samples/ --reference imagenet/val --out bridge.csv",
@@ -48,9 +51,10 @@ def add(verbs: Any, verb: AddVerb) -> None:
     bridge.add_argument("--reference", required=True, metavar="B")
     bridge.add_argument("--out", type=Path, required=True, metavar="CSV", help="the table; .md is written beside it")
     bridge.add_argument("--protocols", help="names between commas (default: all but demo)")
-    for parser in (scoring, stats):
+    for parser in (scoring, stats, bridge):
         parser.add_argument("--value-range", choices=list(RANGES), help="of float arrays (write --value-range=-1,1)")
     for parser in (scoring, bridge):
+        parser.add_argument("--device", help="cpu, cuda ... (default: the GPU where there is one)")
         parser.add_argument("--pairs", action="store_true", help="B holds the originals of A, by file name or order")
         parser.add_argument("--metrics", help="names between commas (default: the protocol's)")
     for parser in (scoring, stats, bridge):
@@ -67,11 +71,15 @@ def _evaluate(args: argparse.Namespace) -> None:
         judge=args.judge, weights=_weights(args.weights), engine=args.engine, num_codes=args.num_codes,
         ids=_ids(args.ids) if args.ids else None,
         captions=_there(args.captions).read_text(encoding="utf-8").splitlines() if args.captions else None,
-        device=args.device, value_range=RANGES.get(args.value_range),
+        scales=_scales(args.scales), device=args.device, value_range=RANGES.get(args.value_range),
     )  # fmt: skip
     write_json(args.out, report)
     print("\n".join(_lines(report)))
-    for warning in report["warnings"]:
+    _warn(report["warnings"])
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
 
@@ -92,7 +100,7 @@ def _statistics(args: argparse.Namespace) -> None:
 
     header = statistics(
         args.reference, args.out, protocol=args.protocol, judge=args.judge, weights=_weights(args.weights),
-        resolution=args.resolution, value_range=RANGES.get(args.value_range),
+        resolution=args.resolution, value_range=RANGES.get(args.value_range), images=args.images,
     )  # fmt: skip
     print(json.dumps(header))
 
@@ -102,16 +110,29 @@ def _bridge(args: argparse.Namespace) -> None:
 
     table = bridge(
         args.generated, args.reference, protocols=_names(args.protocols), metrics=_names(args.metrics),
-        pairs=args.pairs, judge=args.judge, weights=_weights(args.weights),
+        pairs=args.pairs, judge=args.judge, weights=_weights(args.weights), device=args.device,
+        value_range=RANGES.get(args.value_range),
     )  # fmt: skip
-    text = table.to_markdown(index=False, floatfmt=".6g")
+    warnings = table.attrs["warnings"]
+    text = table.drop(columns="protocol_digest").to_markdown(index=False, floatfmt=".6g")
     write_text(args.out, table.to_csv(index=False, lineterminator="\n"))
-    write_text(args.out.with_suffix(".md"), f"{text}\n")
+    write_text(args.out.with_suffix(".md"), "\n".join([text, "", *(f"- {warning}" for warning in warnings)]) + "\n")
     print(text)
+    _warn(warnings)
 
 
 def _names(text: str | None) -> list[str] | None:
     return [name.strip() for name in text.split(",") if name.strip()] if text else None
+
+
+def _scales(text: str | None) -> tuple[int, ...]:
+    try:
+        found = tuple(int(side) for side in text.split(",")) if text else ()
+    except ValueError:
+        found = (0,)
+    if any(side < 1 for side in found):
+        raise SpecError(f"--scales {text}: expected sides between commas, coarsest first, e.g. 1,2,3,4")
+    return found
 
 
 def _weights(given: list[str]) -> dict[str, Path]:

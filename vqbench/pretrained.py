@@ -23,7 +23,7 @@ from vqbench.data import Images, open_images, to_float
 from vqbench.errors import MissingWeights
 from vqbench.specs import PretrainedSpec
 from vqbench.training import Batch, Player, Task, Terms, Trainer, finish
-from vqbench.weights import check_weights, locate
+from vqbench.weights import check_weights, fetch_again, locate
 
 if TYPE_CHECKING:
     from vqbench.jobs import Finished, Job
@@ -179,7 +179,7 @@ def open_lpips(kind: str, path: Path, device: str | torch.device = "cpu") -> nn.
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise MissingWeights(
-            f"{path} does not hold torchvision's weights of '{kind}' ({reason}); remove it and fetch it again"
+            f"{path} does not hold torchvision's weights of '{kind}' ({reason}); {fetch_again(kind)}"
         ) from None
     return _frozen(network, device)
 

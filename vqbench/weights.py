@@ -10,13 +10,15 @@ import os
 import tempfile
 import urllib.error
 import urllib.request
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.artifacts import sha256_file
+from vqbench.clone import WORKFLOW, read_yaml
 from vqbench.errors import MissingWeights, SpecError, nearest
 from vqbench.progress import Progress
-from vqbench.specs import PretrainedSpec
+from vqbench.specs import PretrainedSpec, parse
 
 if TYPE_CHECKING:
     from vqbench.papers import Bench
@@ -28,6 +30,27 @@ def hub_folder() -> Path:
     """Where torch.hub, and with it torch-fidelity and torchvision, keep weights."""
     home = os.environ.get("TORCH_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch")
     return Path(home).expanduser() / "hub" / "checkpoints"
+
+
+@lru_cache
+def networks() -> dict[str, PretrainedSpec]:
+    """workflow/pretrained.yaml: the first entry of each kind of network whose weights are published."""
+    found: dict[str, PretrainedSpec] = {}
+    for name, data in read_yaml(WORKFLOW / "pretrained.yaml").items():
+        if "url" in data:
+            found.setdefault(data["kind"], parse(PretrainedSpec, data, f"pretrained '{name}'"))
+    return found
+
+
+def fetch_again(kind: str) -> str:
+    """What an error about a weights file ends with: address, place and digest of the published one."""
+    spec = networks().get(kind)
+    if spec is None:
+        return "give another file"
+    return (
+        f"fetch it again: {spec.url} to {hub_folder() / str(spec.filename)} (vqbench fetch-weights does), its SHA-256 "
+        f"{_known_digest(spec)}"
+    )
 
 
 def locate(spec: PretrainedSpec) -> Path:

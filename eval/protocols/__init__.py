@@ -16,6 +16,7 @@ from vqbench.errors import SpecError, nearest
 from vqbench.specs import Spec, parse
 
 FOLDER = Path(__file__).resolve().parent
+PAIRED = ("psnr", "ssim", "ms_ssim", "lpips")
 JUDGED = frozenset({"fid", "rfid", "sfid", "kid", "is", "precision", "recall", "density", "coverage", "fid_infinity"})
 
 Resampler = Literal[
@@ -46,6 +47,9 @@ class ImageRules(Spec):
     rounding: Literal["nearest", "truncate"] = Field(
         description="of float images to 256 levels: nearest, or the integer part of 255 x (corrupts exact round trips)"
     )
+    bit_depth: Literal[8] = Field(
+        default=8, description="bits a channel that are scored; 16-bit files are refused, their levels would be cut"
+    )
 
 
 class Judge(Spec):
@@ -54,17 +58,40 @@ class Judge(Spec):
     network: Literal["inception-v3", "vgg16", "dinov2-vitl14", "clip-vitb32", "photo-classifier"]
     resize: Resampler
     size: int | None = Field(default=None, gt=0, description="side the network sees; null: the images' own")
+    gain: float = Field(default=1.0, gt=0, description="of resized levels, before the network's own scaling of them")
     features: str = Field(description="layer of FID and KID")
     logits: str | None = Field(default=None, description="layer of the Inception Score")
     spatial: str | None = Field(default=None, description="layer of sFID")
 
 
 class Splits(Spec):
-    """Inception Score: mean over `splits` parts of the samples, shuffled by a fixed seed or in order."""
+    """Inception Score: mean over parts of the samples, so many or of so many images, shuffled by a fixed seed or in order."""
 
-    splits: int = Field(gt=0)
+    splits: int | None = Field(default=None, gt=0)
+    split_size: int | None = Field(default=None, gt=1, description="images of a part; the last part takes what is left")
     shuffle: bool
     seed: int
+
+    @model_validator(mode="after")
+    def _one_way_to_cut(self) -> Splits:
+        if (self.splits is None) == (self.split_size is None):
+            raise ValueError("either 'splits' or 'split_size' cuts the samples, not both and not neither")
+        return self
+
+    def cuts(self, count: int) -> list[int]:
+        """Where `count` images are cut: 0, ..., `count`.
+
+        Raises:
+            SpecError: fewer images than parts.
+        """
+        if self.split_size is not None:
+            return [*range(0, count, self.split_size), count]
+        assert self.splits is not None
+        if count < self.splits:
+            raise SpecError(
+                f"{count} images cannot be cut into {self.splits} splits; lower 'is.splits' or give more images"
+            )
+        return [i * count // self.splits for i in range(self.splits + 1)]
 
 
 class Neighbours(Spec):
@@ -103,6 +130,7 @@ class SignalNoise(Spec):
     pooling: Literal["images", "mse"]
     data_range: float = Field(gt=0, description="of images in levels 0..255")
     identical: Literal["exclude"] = Field(description="PSNR is infinite: left out of the mean and not counted in n")
+    suffix: str = Field(default="", description="of its name, where it is not adm's")
 
 
 class Window(Spec):
@@ -115,6 +143,7 @@ class Window(Spec):
     channels: Literal["rgb", "gray", "y"]
     covariance: Literal["sample", "population"]
     downsample: bool = Field(default=False, description="average-pool so that the short side is near 256, as piq does")
+    suffix: str = Field(default="", description="of its name and MS-SSIM's, where it is not adm's")
 
     @model_validator(mode="after")
     def _whole_window(self) -> Window:
@@ -126,10 +155,10 @@ class Window(Spec):
 
 
 class Distance(Spec):
-    """LPIPS: the network under it, and the suffix of its name where that is a stand-in."""
+    """LPIPS: the network under it."""
 
     network: Literal["lpips-vgg16", "lpips-alexnet", "photo-classifier"]
-    suffix: str
+    suffix: str = Field(description="of its name, where it is not adm's")
 
 
 class ProbeRecipe(Spec):
@@ -155,7 +184,10 @@ class ProbeRecipe(Spec):
 
 
 class Protocol(Spec):
-    """One protocol. `suffix` ends the name of every judged metric: ``[demo-judge]``, or nothing for the plain one."""
+    """One protocol. `suffix` ends the name of every judged metric: ``[demo-judge]``, or nothing for the plain one.
+
+    PSNR, SSIM and LPIPS have a suffix of their own: plain where they are computed as adm's, whatever the judge is.
+    """
 
     name: str
     summary: str = Field(description="one line for people")
@@ -187,13 +219,17 @@ class Protocol(Spec):
     @model_validator(mode="after")
     def _defined(self) -> Protocol:
         """What is listed can be computed."""
-        neighbours = dict.fromkeys(("precision", "recall", "density", "coverage"), self.precision_recall)
-        blocks = {"is": self.inception_score, "kid": self.kid, "fid_infinity": self.fid_infinity,
-                  "sfid": self.judge.spatial, **neighbours}  # fmt: skip
-        missing = [name for name in self.metrics if blocks.get(name, "") is None]
+        missing = [name for name in self.metrics if not self.defines(name)]
         if missing:
             raise ValueError(f"'metrics' lists {', '.join(missing)}, which the protocol does not define")
         return self
+
+    def defines(self, metric: str) -> bool:
+        """Whether a metric has the block that it needs; one that needs none always has."""
+        neighbours = dict.fromkeys(("precision", "recall", "density", "coverage"), self.precision_recall)
+        blocks = {"is": self.inception_score, "kid": self.kid, "fid_infinity": self.fid_infinity,
+                  "sfid": self.judge.spatial, **neighbours}  # fmt: skip
+        return blocks.get(metric, "") is not None
 
 
 def read_protocol(data: Mapping[str, Any]) -> Protocol:
@@ -223,11 +259,15 @@ def metric_name(base: str, protocol: Protocol | Mapping[str, Any]) -> str:
     >>> metric_name("fid", {"suffix": "[demo-judge]"}), metric_name("psnr", {"suffix": "[demo-judge]"})
     ('fid[demo-judge]', 'psnr')
     """
+    if base in JUDGED:
+        return base + _suffix(protocol)
+    if base in PAIRED:
+        return base + _suffix(protocol, "ssim" if base == "ms_ssim" else base)
+    return base
+
+
+def _suffix(protocol: Protocol | Mapping[str, Any], block: str = "") -> str:
+    """The protocol's, or a block's."""
     if isinstance(protocol, Protocol):
-        suffix, perceptual = protocol.suffix, protocol.lpips.suffix
-    else:
-        suffix = str(protocol.get("suffix") or "")
-        perceptual = str((protocol.get("lpips") or {}).get("suffix", suffix))
-    if base == "lpips":
-        return base + perceptual
-    return base + suffix if base in JUDGED else base
+        return str((getattr(protocol, block) if block else protocol).suffix)
+    return str(((protocol.get(block) or {}) if block else protocol).get("suffix") or "")

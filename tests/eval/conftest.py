@@ -14,12 +14,17 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from vqbench.eval.protocols import FOLDER
+from vqbench.data import open_images
+from vqbench.eval.protocols import FOLDER, Protocol, read_protocol
 from vqbench.specs import DatasetSpec, PretrainedSpec, TokenSpec
 
 PHOTOS = DatasetSpec(
     kind="embedded", images=("astronaut", "coffee"), short_side=64, sizes={"train": 30, "validation": 24},
     classes=2, resolution=16,
+)  # fmt: skip
+CROPS = DatasetSpec(
+    kind="embedded", images=("astronaut", "coffee"), short_side=144, sizes={"train": 48, "validation": 40},
+    classes=2, resolution=32,
 )  # fmt: skip
 CLASSIFIER = PretrainedSpec(kind="photo-classifier", dataset="photos", options={"channels": [4, 4, 8, 8, 8]})
 TOKENS = TokenSpec(layout="raster", grid=2, num_tokens=4, code_dim=3, num_codes=16)
@@ -31,6 +36,32 @@ def demo_protocol() -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load((FOLDER / "demo.yaml").read_text())
     data["batch"], data["precision_recall"]["reference_count"] = 7, 20
     return data
+
+
+@pytest.fixture
+def protocol(demo_protocol: dict[str, Any]) -> Protocol:
+    """The demo protocol for `real` and `other`."""
+    demo_protocol["kid"]["subset_size"] = 20
+    demo_protocol["fid_infinity"]["smallest"] = 12
+    return read_protocol(demo_protocol)
+
+
+@pytest.fixture(scope="session")
+def real() -> np.ndarray:
+    """48 crops of two photographs, 32 pixels."""
+    return open_images(CROPS, "train").batch(0, 48)
+
+
+@pytest.fixture(scope="session")
+def other() -> np.ndarray:
+    """40 others."""
+    return open_images(CROPS, "validation").batch(0, 40)
+
+
+@pytest.fixture
+def weights(classifier: nn.Module) -> dict[str, Any]:
+    """The stand-in's, as ``evaluate`` takes them."""
+    return {"photo-classifier": classifier}
 
 
 @pytest.fixture
@@ -49,6 +80,18 @@ def alexnet() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).train().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def alexnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of AlexNet's shapes, as torchvision's file has them."""
+    from torchvision.models import alexnet
+
+    path = tmp_path_factory.mktemp("alexnet") / "alexnet.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save({k: v for k, v in alexnet(weights=None).state_dict().items() if k.startswith("features.")}, path)
+    return path
 
 
 @pytest.fixture(scope="module")

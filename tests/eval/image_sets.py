@@ -1,4 +1,4 @@
-"""Images in files and arrays, for the tests of sources."""
+"""Images in files and arrays."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def write(folder: Path, images: np.ndarray, suffix: str = ".png", classes: int =
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path, **options)
     return folder
+
+
+def noisy(images: np.ndarray, size: int = 9) -> np.ndarray:
+    noise = np.random.default_rng(0).integers(-size, size + 1, images.shape)
+    return np.clip(images.astype(int) + noise, 0, 255).astype(np.uint8)
 
 
 def one(folder: Path, image: Image.Image, name: str = "a.png", **options: Any) -> Path:

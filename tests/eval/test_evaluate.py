@@ -9,62 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from vqbench.cli import main
-from vqbench.data import open_images
 from vqbench.errors import ArtifactError, DataError, MissingWeights, SpecError
 from vqbench.eval.base import Batch
-from vqbench.eval.bridge import bridge
 from vqbench.eval.evaluate import evaluate
 from vqbench.eval.evaluator import Evaluator
 from vqbench.eval.make_statistics import statistics
-from vqbench.eval.protocols import Protocol, load_protocol, read_protocol
+from vqbench.eval.protocols import Distance, Protocol, load_protocol
 from vqbench.eval.psnr import Psnr
 from vqbench.eval.set_metrics import BUILD
 from vqbench.eval.ssim import Ssim
-from vqbench.specs import DatasetSpec
 
-PHOTOS = DatasetSpec(
-    kind="embedded", images=("astronaut", "coffee"), short_side=144, sizes={"train": 48, "validation": 40},
-    classes=2, resolution=32,
-)  # fmt: skip
+from .image_sets import noisy, write
+
 SUFFIX = "[demo-judge]"
-
-
-@pytest.fixture(scope="module")
-def real() -> np.ndarray:
-    return open_images(PHOTOS, "train").batch(0, 48)
-
-
-@pytest.fixture(scope="module")
-def other() -> np.ndarray:
-    return open_images(PHOTOS, "validation").batch(0, 40)
-
-
-@pytest.fixture
-def weights(classifier: nn.Module) -> dict[str, Any]:
-    return {"photo-classifier": classifier}
-
-
-@pytest.fixture
-def protocol(demo_protocol: dict[str, Any]) -> Protocol:
-    demo_protocol["kid"]["subset_size"] = 20
-    demo_protocol["fid_infinity"]["smallest"] = 12
-    return read_protocol(demo_protocol)
-
-
-def noisy(images: np.ndarray, size: int = 9) -> np.ndarray:
-    noise = np.random.default_rng(0).integers(-size, size + 1, images.shape)
-    return np.clip(images.astype(int) + noise, 0, 255).astype(np.uint8)
-
-
-def write_folder(folder: Path, images: np.ndarray, suffix: str = "png") -> Path:
-    folder.mkdir(parents=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{i:05d}.{suffix}")
-    return folder
 
 
 def test_a_report_says_what_its_numbers_were_made_by(
@@ -84,7 +44,7 @@ def test_a_report_says_what_its_numbers_were_made_by(
 def test_folders_archives_and_tensors_give_the_same_numbers(
     real: np.ndarray, other: np.ndarray, protocol: Protocol, weights: dict[str, Any], tmp_path: Path
 ) -> None:
-    folder = write_folder(tmp_path / "png", other)
+    folder = write(tmp_path / "png", other)
     np.savez(tmp_path / "a.npz", arr_0=other)
     tensor = torch.from_numpy(other).permute(0, 3, 1, 2)
     found = [
@@ -137,6 +97,53 @@ def test_codes_are_scored_beside_images(
         evaluate(other, real, protocol=protocol, weights=weights, ids=ids)
 
 
+def test_usage_is_counted_scale_by_scale_where_the_scales_are_given(
+    real: np.ndarray, other: np.ndarray, protocol: Protocol, weights: dict[str, Any], tmp_path: Path
+) -> None:
+    ids = np.random.default_rng(0).integers(0, 8, (40, 5, 1))  # scales of 1 and 4 positions
+    np.save(tmp_path / "ids.npy", ids)
+    np.savez(tmp_path / "a.npz", arr_0=other)
+    main(["evaluate", "--generated", str(tmp_path / "a.npz"), "--ids", str(tmp_path / "ids.npy"), "--num-codes", "16",
+          "--scales", "1,2", "--metrics", "perplexity", "--out", str(tmp_path / "x.json")])  # fmt: skip
+    found = json.loads((tmp_path / "x.json").read_text())["metrics"]
+    for name, part in (("usage", ids), ("usage[scale0]", ids[:, :1]), ("usage[scale1]", ids[:, 1:])):
+        assert found[name]["value"] == 100 * len(np.unique(part)) / 16
+    shares = np.bincount(ids[:, 1:].ravel()) / ids[:, 1:].size
+    bits = -(shares[shares > 0] * np.log2(shares[shares > 0])).sum()
+    assert found["perplexity[scale1]"]["value"] == pytest.approx(2**bits)
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--generated", str(tmp_path / "a.npz"), "--scales", "1,x", "--out", str(tmp_path / "y.json")])
+
+
+def test_uncropped_references_of_mixed_sizes_are_saved_and_said(
+    real: np.ndarray, other: np.ndarray, protocol: Protocol, weights: dict[str, Any], tmp_path: Path
+) -> None:
+    write(tmp_path / "ref" / "a", real[:30])
+    write(tmp_path / "ref" / "b", real[30:, :20, :24])
+    header = statistics(tmp_path / "ref", tmp_path / "ref.npz", protocol="torch-fidelity", judge="photo-classifier",
+                        weights=weights)  # fmt: skip
+    assert header["sizes"] == [[20, 24, 18], [32, 32, 30]]
+    found = [evaluate(other, what, protocol="torch-fidelity", judge="photo-classifier", metrics=["fid"], weights=weights)
+             for what in (tmp_path / "ref", tmp_path / "ref.npz")]  # fmt: skip
+    (plain, saved) = (report["metrics"][f"fid[torch-fidelity]{SUFFIX}"]["value"] for report in found)
+    assert saved == pytest.approx(plain, rel=1e-6)
+    assert all(any("reference images are 24x20" in w for w in report["warnings"]) for report in found)
+    with pytest.raises(SpecError, match=r"several sizes.*--resolution"):
+        statistics(tmp_path / "ref", tmp_path / "x.npz", protocol="torch-fidelity", judge="photo-classifier",
+                   weights=weights, images=True)  # fmt: skip
+
+
+def test_statistics_with_images_open_in_adms_evaluator(
+    real: np.ndarray, weights: dict[str, Any], tmp_path: Path
+) -> None:
+    common = {"protocol": "demo", "weights": weights}
+    statistics(real, tmp_path / "bare.npz", **common)
+    statistics(real, tmp_path / "ref.npz", images=True, **common)
+    with np.load(tmp_path / "ref.npz") as found, np.load(tmp_path / "bare.npz") as bare:
+        assert np.array_equal(found["arr_0"], real[found["indices"]]) and set(found) == {"arr_0", *bare}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare.npz", "ref.npz"]
+
+
 def test_saved_statistics_replace_the_images_of_a_reference(
     real: np.ndarray, other: np.ndarray, protocol: Protocol, weights: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -168,21 +175,38 @@ def test_statistics_of_another_judge_are_refused(
         ({"metrics": ["usage"]}, "--ids"),
         ({"metrics": ["sfid"]}, "defines no 'sfid'"),
         ({"judge": "resnet"}, "resnet"),
+        ({"weights": {"inceptionv3": "x.pth"}}, "unknown kind of network 'inceptionv3'; did you mean 'inception-v3'"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(
     real: np.ndarray, other: np.ndarray, protocol: Protocol, weights: dict[str, Any], options: Any, message: str
 ) -> None:
     with pytest.raises(SpecError, match=message):
-        evaluate(other, real, protocol=protocol, weights=weights, **options)
+        evaluate(other, real, protocol=protocol, **{"weights": weights, **options})
 
 
 def test_without_weights_it_says_what_to_fetch(
     real: np.ndarray, other: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(MissingWeights, match=r"weights-inception-2015-12-05-6726825d\.pth.*6726825d"):
-        evaluate(other, real, protocol="adm")
+    published = r"https://\S+weights-inception-2015-12-05-6726825d\.pth.*SHA-256 starts with 6726825d"
+    wrong = tmp_path / "x.pth"
+    torch.save(nn.Linear(1, 1).state_dict(), wrong)
+    for given, message in (({}, "are not in"), ({"inception-v3": tmp_path / "none.pth"}, "does not exist; mend --weights"),
+                           ({"inception-v3": wrong}, "does not hold the weights")):  # fmt: skip
+        with pytest.raises(MissingWeights, match=f"{message}.*{published}"):
+            evaluate(other, real, protocol="adm", weights=given)
+
+
+def test_weights_that_are_not_the_published_ones_are_said_and_all_have_a_digest(
+    real: np.ndarray, alexnet_file: Path, weights: dict[str, Any]
+) -> None:
+    protocol = load_protocol("demo").model_copy(update={"lpips": Distance(network="lpips-alexnet", suffix="[alexnet]")})
+    report = evaluate(noisy(real), real, protocol=protocol, metrics=["lpips", "rfid"], pairs=True,
+                      weights={"lpips-alexnet": alexnet_file, **weights})  # fmt: skip
+    assert any("published weights of 'lpips-alexnet' start with 7be5be79" in w for w in report["warnings"])
+    assert set(report["weights"]) == {"lpips-alexnet", "lpips-alexnet linear", "photo-classifier"}
+    assert all(len(digest) == 64 for digest in report["weights"].values())
 
 
 def test_a_protocols_metric_that_the_set_is_too_small_for_is_left_out_with_a_warning(
@@ -211,39 +235,10 @@ def test_shards_merge_to_the_bits_of_one_pass(real: np.ndarray, protocol: Protoc
         whole.merge(Evaluator([Psnr(protocol.psnr)]))
 
 
-def test_the_bridge_names_the_choices_that_move_a_number(real: np.ndarray, weights: dict[str, Any]) -> None:
-    table = bridge(
-        noisy(real), real, protocols=["adm", "llamagen-code"], metrics=["psnr", "ssim"], pairs=True, weights=weights
-    )
-    ssim = table[table["metric"] == "ssim"].set_index("protocol")
-    assert ssim.loc["llamagen-code", "change"] > 0 and "data_range" in ssim.loc["llamagen-code", "choices"]
-    assert ssim.loc["adm", "change"] == 0 and ssim.loc["adm", "choices"] == ""
-
-
-def test_the_bridge_goes_on_without_the_protocols_whose_weights_are_missing(
-    real: np.ndarray, weights: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    table = bridge(noisy(real), real, protocols=["adm", "demo"], pairs=True, weights=weights)
-    assert table[table["protocol"] == "adm"]["note"].str.contains("inception").all()
-    assert table[table["protocol"] == "demo"]["value"].notna().any()
-
-
-def test_the_bridge_leaves_out_only_what_a_protocol_does_not_define(
-    real: np.ndarray, other: np.ndarray, weights: dict[str, Any]
-) -> None:
-    table = bridge(other, real, protocols=["adm", "clean-fid"], metrics=["fid", "is"], judge="photo-classifier",
-                   weights=weights)  # fmt: skip
-    found = table.set_index(["metric", "protocol"])["value"].notna()
-    names = ("adm+photo-classifier", "clean-fid+photo-classifier")
-    assert [bool(found[metric, name]) for metric in ("fid", "is") for name in names] == [True, True, True, False]
-    assert "defines no 'is'" in " ".join(table["note"])
-
-
 def test_the_command_writes_the_report_and_prints_it(
     real: np.ndarray, other: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    a, b = write_folder(tmp_path / "a", noisy(other)), write_folder(tmp_path / "b", other)
+    a, b = write(tmp_path / "a", noisy(other)), write(tmp_path / "b", other)
     common = ["evaluate", "--generated", str(a), "--reference", str(b), "--pairs", "--metrics", "psnr,ssim"]
     main([*common, "--out", str(tmp_path / "x.json")])
     printed = capsys.readouterr()

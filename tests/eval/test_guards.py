@@ -13,13 +13,14 @@ from PIL import Image
 
 from vqbench.eval.feature_set import Gaussian
 from vqbench.eval.guards import ENOUGH, Guards
-from vqbench.eval.protocols import Protocol, load_protocol
+from vqbench.eval.protocols import Protocol, Splits, load_protocol
 from vqbench.eval.sources import Source, open_source
-from vqbench.eval.statistics_file import Reference
+from vqbench.eval.statistics_file import Reference, open_statistics
 
 SHIPPED = load_protocol("adm")
 ADM = SHIPPED.model_copy(update={"sets": SHIPPED.sets.model_copy(update={"count": ENOUGH})})  # 50,000 take long to make
-IN_ORDER = load_protocol("llamagen-code")  # IS over chunks in the order of the samples
+LLAMAGEN = load_protocol("llamagen-code")  # IS over chunks in the order of the samples
+IN_ORDER = LLAMAGEN.model_copy(update={"inception_score": Splits(split_size=2, shuffle=False, seed=0)})
 UNCROPPED = load_protocol("clean-fid")
 GAUSSIAN = Gaussian(np.zeros(2), np.eye(2), 0)
 
@@ -40,13 +41,11 @@ def watch(
     source: Source, other: Source | Reference | None, names: tuple[str, ...], protocol: Protocol = ADM
 ) -> list[str]:
     """The warnings after a pass over both sides."""
-    guards = Guards(protocol, list(names))
-    for indices, images in source.batches(5000):
-        guards.see(indices, images)
-    if isinstance(other, Source):
-        for _ in other.batches(5000):
-            pass
-    return guards.warnings(source, other)
+    for side in (source, other):
+        if isinstance(side, Source):
+            for _ in side.batches(5000):
+                pass
+    return Guards(protocol, list(names)).warnings(source, other)
 
 
 def saved(count: int, **meta: Any) -> Reference:
@@ -91,25 +90,19 @@ def test_copies_are_counted_pixel_for_pixel() -> None:
     images[12] = images[4]
     images[12, 0, 0, 0] ^= 1
     (found,) = watch(opened(images), None, ("is",))
-    assert found.startswith("4 of 20 generated images are copies")
+    assert found.startswith("4 of 20 generated images are copies") and "seed" in found
+    (found,) = watch(opened(some(seed=1)), opened(images), ("is",))
+    assert found.startswith("4 of 20 reference images are copies") and "seed" not in found
 
 
 @settings(max_examples=30, deadline=None)
 @given(kinds=st.lists(st.integers(0, 5), min_size=1, max_size=30), batch=st.integers(1, 31), seed=st.integers(0, 9))
 def test_copies_do_not_hang_on_order_or_batches(kinds: list[int], batch: int, seed: int) -> None:
-    guards, order = Guards(ADM, []), np.random.default_rng(seed).permutation(len(kinds))
-    images = some(6)[np.array(kinds)]
-    for start in range(0, len(order), batch):
-        part = order[start : start + batch]
-        guards.see(part, images[part])
-    assert guards.duplicates == len(kinds) - len(set(kinds))
-
-
-def test_the_watch_keeps_eight_bytes_an_image() -> None:
-    guards = Guards(ADM, [])
-    for _ in range(3):
-        guards.see(np.arange(100), some(100, size=32))
-    assert sum(part.nbytes for part in guards._hashes) == 300 * 8
+    source = opened(some(6)[np.random.default_rng(seed).permutation(np.array(kinds))])
+    assert source.copies() == 0  # nothing was read
+    for _ in source.batches(batch):
+        pass
+    assert source.copies() == len(kinds) - len(set(kinds))
 
 
 def folders(root: Path, counts: dict[str, int]) -> Path:
@@ -123,7 +116,21 @@ def test_sorted_classes_matter_where_the_score_is_taken_in_order(tmp_path: Path)
     assert watch(source, None, ("is",)) == []  # shuffled
     assert watch(source, None, ("precision",), IN_ORDER) == []
     (found,) = watch(source, None, ("is",), IN_ORDER)
-    assert "sorted by class (2 classes)" in found and "10 chunks" in found and "shuffle" in found
+    assert "sorted by class (2 classes)" in found and "6 chunks" in found and "shuffle" in found
+    assert watch(source, None, ("is",), LLAMAGEN) == []  # chunks of 5,000: twelve images are one
+
+
+def test_sorted_classes_are_seen_by_the_judge_where_nobody_names_them() -> None:
+    source, guards, rng = opened(some(400, size=2)), Guards(IN_ORDER, ["is"]), np.random.default_rng(0)
+    true = np.repeat(np.arange(20), 20)
+    seen = np.where(rng.random(400) < 0.7, true, rng.integers(0, 20, 400))  # a judge that errs on three in ten
+    for _ in source.batches(100):
+        pass
+    (found,) = guards.warnings(source, None, seen)
+    assert "seem to be sorted by class, as the judge sees them (20 classes)" in found
+    for fine in (rng.permutation(seen), np.arange(400) % 20, np.zeros(400, np.int64), rng.integers(0, 2, 400)):
+        assert guards.warnings(source, None, fine) == []
+    assert Guards(ADM, ["is"]).warnings(source, None, seen) == []  # shuffled
 
 
 def test_shuffled_labels_are_no_warning(tmp_path: Path) -> None:
@@ -136,7 +143,9 @@ def test_uneven_classes_are_counted(tmp_path: Path) -> None:
     assert watch(opened(folders(tmp_path / "even", {"cat": 6, "dog": 3})), None, ("is",)) == []
     source = opened(folders(tmp_path / "uneven", {"cat": 7, "dog": 3, "elk": 4}))
     (found,) = watch(source, None, ("is",))
-    assert "from 3 to 7 images over 3 classes" in found
+    assert found.startswith("generated classes") and "from 3 to 7 images over 3 classes" in found
+    (found,) = watch(opened(some()), source, ("is",))
+    assert found.startswith("reference classes")
     assert watch(source, None, ("psnr",)) == []
 
 
@@ -171,7 +180,11 @@ def test_references_of_another_size_were_not_cropped(tmp_path: Path) -> None:
     write(natural, some(3, 3, 6), start=6)
     (found,) = watch(source, opened(natural, UNCROPPED, any_size=True), ("kid",), UNCROPPED)
     assert "of 2 other sizes, e.g. 8x8" in found
-    for meta, expected in (({"size": [8, 8]}, 1), ({"crop": [6, 6]}, 0), ({"crop": None}, 0)):
+    np.savez(tmp_path / "adm.npz", arr_0=some(3, 2, 8), mu=np.zeros(2), sigma=np.eye(2))
+    found = watch(source, open_statistics(tmp_path / "adm.npz", {}), ("kid",), UNCROPPED)
+    assert any("reference images are 8x8" in warning for warning in found)
+    mixed = {"sizes": [[8, 8, 3], [6, 6, 3]]}
+    for meta, expected in (({"size": [8, 8]}, 1), (mixed, 1), ({"crop": [6, 6]}, 0), ({"crop": None}, 0)):
         assert len(watch(source, saved(20_000, **meta), ("kid",), UNCROPPED)) == expected
 
 

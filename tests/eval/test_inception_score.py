@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.special import softmax
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from vqbench.errors import ArtifactError, SpecError
@@ -79,6 +80,17 @@ def test_its_interval_is_over_the_splits() -> None:
     assert found == pytest.approx((np.mean(splits), np.mean(splits) - half, np.mean(splits) + half, 40), rel=1e-12)
     one = score(rows, protocol(splits=1))
     assert one.value > 1 and math.isnan(one.low) and math.isnan(one.high)
+
+
+def test_parts_of_so_many_images_are_adms() -> None:
+    """openai/guided-diffusion:evaluations/evaluator.py (compute_inception_score) steps through the samples; written out."""
+    rows = logits(1, 47, 6)
+    p = softmax(rows.astype(np.float64), axis=1)
+    parts = [p[start : start + 10] for start in range(0, 47, 10)]
+    theirs = [np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()) for part in parts]
+    rules = Splits(split_size=10, shuffle=False, seed=0)
+    assert rules.cuts(47) == [0, 10, 20, 30, 40, 47] and rules.cuts(10) == [0, 10]
+    assert score(rows, rules).value == pytest.approx(np.mean(theirs), rel=1e-10)
 
 
 def test_too_few_images_and_missing_logits() -> None:

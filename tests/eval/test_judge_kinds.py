@@ -20,8 +20,20 @@ from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 from vqbench.errors import MissingWeights
 from vqbench.eval.base import Layer
 from vqbench.eval.features import make_extractor, open_network
-from vqbench.eval.judge_kinds import Vgg16, fitted_places, open_clip_image, open_dinov2
-from vqbench.eval.protocols import load_protocol
+from vqbench.eval.inception import InceptionV3
+from vqbench.eval.judge_kinds import (
+    ClassifierNetwork,
+    ClipImage,
+    DinoV2,
+    Vgg16,
+    fitted_places,
+    open_clip_image,
+    open_dinov2,
+)
+from vqbench.eval.judge_network import JudgeNetwork
+from vqbench.eval.judges import known_judges, with_judge
+from vqbench.eval.protocols import FOLDER, JUDGED, load_protocol, metric_name
+from vqbench.eval.set_metrics import BUILD, set_metrics
 
 CPU = torch.device("cpu")
 POOLED: frozenset[Layer] = frozenset({"pooled"})
@@ -167,3 +179,33 @@ def test_vgg_of_other_weights_is_refused(tmp_path: Path) -> None:
     write_vgg16(tmp_path / "vgg16.pth")  # its convolutions alone, as LPIPS needs them
     with pytest.raises(MissingWeights, match=r"'vgg16'.*classifier.*fetch it again"):
         open_network("vgg16", tmp_path / "vgg16.pth", CPU)
+
+
+CLASSES: dict[str, type[JudgeNetwork]] = {
+    "inception-v3": InceptionV3, "vgg16": Vgg16, "dinov2-vitl14": DinoV2, "clip-vitb32": ClipImage,
+    "photo-classifier": ClassifierNetwork,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+@pytest.mark.parametrize("kind", sorted(CLASSES))
+def test_every_judge_takes_its_place_in_every_protocol(name: str, kind: str) -> None:
+    """What is left of the protocol's metrics can be built, from layers that the network has, under names of its own."""
+    before = load_protocol(name)
+    protocol = with_judge(before, kind)
+    judge, network = protocol.judge, CLASSES[kind]
+    assert {judge.features, judge.logits or judge.features, judge.spatial or judge.features} <= set(network.layers)
+    assert judge.network == kind and (network.size is None or judge.size == network.size)
+    listed = [metric for metric in protocol.metrics if metric in BUILD]
+    assert "fid" in listed and len(set_metrics(listed, protocol)) >= 1
+    if kind == before.judge.network:
+        assert protocol == before
+        return
+    own = protocol.precision_recall
+    assert (own is None) == (before.precision_recall is None) and (own is None or own.judge is None)
+    assert set(before.metrics) - set(protocol.metrics) <= {"is", "sfid"}
+    assert all(metric_name(metric, protocol) != metric_name(metric, before) for metric in JUDGED)
+
+
+def test_the_judges_that_can_take_a_place_are_all_there_are() -> None:
+    assert set(known_judges()) == set(CLASSES)

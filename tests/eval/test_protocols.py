@@ -17,11 +17,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.metrics.pairwise import polynomial_kernel
 
 from vqbench.errors import SpecError
-from vqbench.eval.protocols import FOLDER, JUDGED, Judge, Kernel, load_protocol, metric_name, read_protocol
+from vqbench.eval.protocols import FOLDER, JUDGED, PAIRED, Judge, Kernel, load_protocol, metric_name, read_protocol
 from vqbench.specs import digest_of
 
 NAMES = sorted(p.stem for p in FOLDER.glob("*.yaml"))
-PAIRED = {"psnr", "ssim", "ms_ssim", "lpips"}
 SOURCE = re.compile(r"(ours: .+|[\w.-]+/[\w.-]+:[\w./-]+)")
 
 
@@ -35,7 +34,7 @@ def test_shipped_protocols_read_and_bear_their_files_name(name: str) -> None:
     protocol = load_protocol(name)
     assert protocol.name == name and protocol.summary and len(protocol.summary) < 110
     assert all(SOURCE.fullmatch(source) for source in protocol.source), protocol.source
-    assert protocol.metrics and set(protocol.metrics) <= JUDGED | PAIRED
+    assert protocol.metrics and set(protocol.metrics) <= {*JUDGED, *PAIRED}
 
 
 def test_the_protocols_of_the_issue_ship() -> None:
@@ -47,8 +46,12 @@ def test_plain_names_are_adms_alone() -> None:
     protocols = {name: load_protocol(name) for name in NAMES}
     assert protocols["adm"].suffix == "" and protocols["demo"].suffix == "[demo-judge]"
     assert all(p.suffix == f"[{name}]" for name, p in protocols.items() if name not in ("adm", "demo"))
-    plain = protocols["adm"].lpips.network
-    assert all((p.lpips.suffix == "") == (p.lpips.network == plain) for p in protocols.values())
+    for block in ("psnr", "ssim", "lpips"):
+        for p in protocols.values():  # a plain name has adm's numbers: its block, and its rounding of floats
+            plain = {**dict(getattr(protocols["adm"], block)), "rounding": protocols["adm"].images.rounding}
+            own = {**dict(getattr(p, block)), "rounding": p.images.rounding}
+            same = {k: v for k, v in own.items() if k != "suffix"} == {k: v for k, v in plain.items() if k != "suffix"}
+            assert (getattr(p, block).suffix == "") == same, (p.name, block)
     for base in JUDGED:
         assert len({metric_name(base, p) for p in protocols.values()}) == len(NAMES)
     assert len({digest_of(p) for p in protocols.values()}) == len(NAMES)
@@ -72,7 +75,12 @@ def test_plain_names_are_adms_alone() -> None:
         ("demo", "probe_before", "probe_before"),
         ("clean-fid", "rfid", "rfid[clean-fid]"),
         ("clean-fid", "lpips", "lpips"),
-        ("vqgan-lc-code", "lpips", "lpips[alexnet]"),
+        ("vqgan-lc-code", "lpips", "lpips[vqgan-lc-code]"),
+        ("vqgan-lc-code", "psnr", "psnr[vqgan-lc-code]"),
+        ("llamagen-code", "psnr", "psnr"),
+        ("llamagen-code", "ssim", "ssim[llamagen-code]"),
+        ("llamagen-code", "ms_ssim", "ms_ssim[llamagen-code]"),
+        ("taming", "psnr", "psnr[taming]"),
     ],
 )
 def test_metric_names(protocol: str, base: str, name: str) -> None:
@@ -117,7 +125,10 @@ def test_torch_fidelitys_defaults() -> None:
 
 def test_adm_takes_torch_fidelitys_kernel_and_inception() -> None:
     adm, library = load_protocol("adm"), load_protocol("torch-fidelity")
-    assert (adm.kid, adm.inception_score) == (library.kid, library.inception_score)
+    assert adm.kid == library.kid and adm.sets.count is not None
+    mine, theirs = adm.inception_score, library.inception_score
+    assert mine is not None and theirs is not None and (mine.shuffle, mine.seed) == (theirs.shuffle, theirs.seed)
+    assert mine.cuts(adm.sets.count) == theirs.cuts(adm.sets.count)  # of the 50,000 images that both are published for
     assert adm.judge.model_copy(update={"spatial": None}) == library.judge
 
 
@@ -224,6 +235,8 @@ def _set(data: dict[str, Any], path: str, value: Any) -> None:
         ("source", [], "at least 1"),
         ("kid", None, None),
         ("is", None, "lists is"),
+        ("is.split_size", 5000, "either 'splits' or 'split_size'"),
+        ("images.bit_depth", 16, "8"),
         ("metrics", ["sfid"], "lists sfid"),
         ("probe.optimizer", "lbfgs", "lbfgs has no lr, betas, batch"),
         ("probe.lr", None, "adamw needs lr"),

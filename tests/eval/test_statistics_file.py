@@ -129,15 +129,16 @@ def test_saving_what_was_read_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def adm_reads(path: Path) -> tuple[tuple[Any, ...], ...]:
-    """Reads a file the way that ADM's evaluator reads a reference batch: these names, both pairs."""
+    """Reads a file the way that ADM's evaluator reads a reference batch: its images first, then both pairs."""
     data = np.load(path)
+    assert data["arr_0"].dtype == np.uint8 and data["arr_0"].shape[3] == 3
     assert "mu" in data and "mu_s" in data
     return tuple((data[mu], data[sigma]) for mu, sigma in (("mu", "sigma"), ("mu_s", "sigma_s")))
 
 
 def test_adms_evaluator_reads_our_moments(path: Path) -> None:
     saved = filled({"pooled": CHOSEN})
-    save_statistics(path, saved, META)
+    save_statistics(path, saved, META, np.zeros((4, 8, 8, 3), np.uint8))
     for (mu, sigma), rows in zip(adm_reads(path), (features().pooled, features().spatial), strict=True):
         assert rows is not None and mu.dtype == sigma.dtype == np.float64
         assert np.allclose(mu, rows.double().mean(0)) and np.allclose(sigma, np.cov(rows.numpy(), rowvar=False))

@@ -153,7 +153,8 @@ def test_scores_of_another_spec_are_stale(workflow: Path, bench: Bench, paper: B
 def test_mixed_protocols_are_refused_with_the_cells_named(bench: Bench, paper: Bench, scored: Path) -> None:
     other = bench.protocol | {"batch": bench.protocol["batch"] + 1}
     finish_scores(bench, scored, only="s64", protocol=other)
-    with pytest.raises(ArtifactError, match=r"mix protocols.*'Ours-L/steps=10' FID.*'Ours-L\*/steps=64' FID"):
+    named = r"mix protocols \(protocol demo [0-9a-f]{12}: .*'Ours-L/steps=10' FID.*'Ours-L\*/steps=64' FID"
+    with pytest.raises(ArtifactError, match=named):
         build_table(bench, bench.tables["cq/2"], scored, partial=True, paper=paper)
 
 
