@@ -57,12 +57,13 @@ def open_scores(bench: Bench, key: Key, base: Path) -> Scores:
 
 def state_of(bench: Bench, key: Key, base: Path) -> tuple[str, Scores | None]:
     """``("measured", scores)``, or why there are none: ``missing``, ``stale`` or ``failed: <reason>``."""
+    there = (base / bench.manifest(key)).is_file()
     try:
         return "measured", open_scores(bench, key, base)
     except StaleSpec:
         return failure_of(bench, key, base) or "stale", None
     except ArtifactError as error:
-        damaged = f"failed: {error}" if (base / bench.manifest(key)).is_file() else "missing"
+        damaged = f"failed: {error}".replace(f"{base}/", "") if there else "missing"
         return failure_of(bench, key, base) or damaged, None
 
 

@@ -53,6 +53,13 @@ def test_a_relative_import_is_refused_as_it_would_escape_the_digest(package: Pat
         digest()
 
 
+def test_what_is_no_python_is_named(package: Path) -> None:
+    for content in (b"def f(:\n", b"\0", "x = 'ä'\n".encode("latin-1")):
+        (package / "tokenizers" / "mine.py").write_bytes(content)
+        with pytest.raises(SpecError, match=r"mine\.py is no Python"):
+            digest()
+
+
 def test_a_family_reaches_its_own_quantizer_but_no_other_family() -> None:
     reached = closure.closure(["vqbench.tokenizers.training", "vqbench.tokenizers.channel"])
     assert "vqbench.tokenizers.quantizers.codebook" in reached and "vqbench.training" in reached

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from vqbench import __version__, cli_scoring
+from vqbench.drawn import drawing
 from vqbench.errors import Interrupted, SpecError, UserError, nearest
 from vqbench.papers import Bench, Key, bench, scales, score_keys
 
@@ -183,11 +184,15 @@ def _named(kind: str, args: argparse.Namespace) -> Key:
     return kind, args.name
 
 
+def _expecting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--expect", help="digest at submission; the job refuses to run under another one")
+
+
 def _step(verbs: argparse._SubParsersAction, verb: str, text: str, example: str, name: str,  # type: ignore[type-arg]
           key: Callable[[argparse.Namespace], Key], dataset: bool = False) -> argparse.ArgumentParser:  # fmt: skip
     parser = _scaled(_verb(verbs, verb, lambda args: _run_step(args, key), text, example))
     parser.add_argument("name", metavar=name.upper(), help=f"the {name}'s id")
-    parser.add_argument("--expect", help="digest at submission; the job refuses to run under another one")
+    _expecting(parser)
     parser.add_argument(
         "--processes",
         type=int,
@@ -254,6 +259,8 @@ def _add_products(verbs: argparse._SubParsersAction) -> None:  # type: ignore[ty
     accept.add_argument("--reason", required=True, help="why the change cannot reach its numbers; shown in tables")
     for parser in (table, figure, scores, settle, accept):
         _scaled(parser)
+    for parser in (table, figure, scores):
+        _expecting(parser)
     fetch = _verb(verbs, "fetch-weights", _fetch, "Download pretrained weights and check their digest.",
                   "fetch-weights inception-2015-12-05")  # fmt: skip
     fetch.add_argument("name", metavar="NETWORK")
@@ -264,8 +271,8 @@ def _table(args: argparse.Namespace) -> None:
 
     found = bench(args.scale)
     table = found.table(args.name)
-    write_table(found, table, Path.cwd())
-    print(found.table_path(table))
+    with drawing(found, f"table {args.name}", found.table_path(table), found.table_digest(table), args.expect):
+        write_table(found, table, Path.cwd())
 
 
 def _figure(args: argparse.Namespace) -> None:
@@ -273,16 +280,16 @@ def _figure(args: argparse.Namespace) -> None:
 
     found = bench(args.scale)
     figure = found.figure(args.name)
-    draw(found, figure, Path.cwd())
-    print(found.figure_path(figure))
+    with drawing(found, f"figure {args.name}", found.figure_path(figure), found.figure_digest(args.name), args.expect):
+        draw(found, figure, Path.cwd())
 
 
 def _scores(args: argparse.Namespace) -> None:
-    from vqbench.eval.scoreboard import write_scores
+    from vqbench.eval.scoreboard import scores_path, write_scores
 
     found = bench(args.scale)
-    write_scores(found, Path.cwd(), score_keys(found))
-    print(f"{found.root}/scores.csv")
+    with drawing(found, "scores.csv", scores_path(found), found.scores_digest(), args.expect):
+        write_scores(found, Path.cwd(), score_keys(found))
 
 
 def _settle(args: argparse.Namespace) -> None:

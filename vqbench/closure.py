@@ -62,7 +62,10 @@ def code_parts(roots: Iterable[str]) -> dict[str, str]:
 @lru_cache(maxsize=1024)
 def _scan(path: Path, _mtime: int) -> tuple[str, tuple[str, ...]]:
     """(digest of the syntax tree, modules it imports). Cached by modification time."""
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        raise SpecError(f"{path} is no Python ({error}); mend it and run again") from None
     imports = tuple(sorted(set(_imports(tree))))
     _strip_docstrings(tree)
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), imports

@@ -81,6 +81,7 @@ class Graph:
     accepted: dict[str, dict[str, str]]
     _owner: dict[str, str]
     _digests: dict[Key, str]
+    _drawn: dict[Key, str]
 
     def role(self, role: str) -> str:
         """The pretrained network that this scale puts in a role, e.g. ``role("judge")``."""
@@ -233,6 +234,7 @@ class Graph:
         """Let `key` keep the digest that it was made with, for as long as its own now stays what it is."""
         self.accepted["/".join(key)] = {"digest": digest, "current": self.digest(key), "reason": reason}
         self._digests.clear()
+        self._drawn.clear()
 
     def kept(self, keys: Iterable[Key]) -> dict[str, str]:
         """Those of `keys` and their inputs that stand under changed code or spec, with the reason given."""

@@ -79,20 +79,15 @@ class Job:
         return {"/".join(f.key): digest_of(f.manifest["outputs"]) for f in done}
 
     def _open(self, key: Key, check_files: bool = True) -> Finished:
-        """A damaged input is unpublished. Its own step then looks at its store, and makes again what is not whole there."""
-        path = self.base / self.bench.manifest(key)
-        try:
-            return _open(self.bench, key, self.base, check_files)
-        except ArtifactError as error:
-            if not path.is_file():
-                raise
-            with contextlib.suppress(OSError):  # a read-only folder: its mend is said where something is written
-                path.unlink()
-            raise ArtifactError(f"{error}; {path} was removed: run again, and {'/'.join(key)} is made again") from None
+        return finished(self.bench, key, self.base, check_files)
 
 
-def finished(bench: Bench, key: Key, base: Path) -> Finished:
-    """Open a finished artifact, its files checked.
+def finished(bench: Bench, key: Key, base: Path, check_files: bool = True) -> Finished:
+    """Open a finished artifact. A damaged one is unpublished: its own step then looks at its store, and makes again what
+    is not whole there.
+
+    Args:
+        check_files: compare its files with their digests, too.
 
     Raises:
         ArtifactError: its manifest or a file is missing or damaged.
@@ -100,12 +95,16 @@ def finished(bench: Bench, key: Key, base: Path) -> Finished:
     """
     path = base / bench.manifest(key)
     try:
-        return _open(bench, key, base)
+        return _open(bench, key, base, check_files)
     except ArtifactError as error:
-        raise ArtifactError(f"{error}; remove {path} and run again" if path.is_file() else str(error)) from None
+        if not path.is_file():
+            raise
+        with contextlib.suppress(OSError):  # a read-only folder: its mend is said where something is written
+            path.unlink()
+        raise ArtifactError(f"{error}; {path} was removed: run again, and {'/'.join(key)} is made again") from None
 
 
-def _open(bench: Bench, key: Key, base: Path, check_files: bool = True) -> Finished:
+def _open(bench: Bench, key: Key, base: Path, check_files: bool) -> Finished:
     path = base / bench.manifest(key)
     manifest = read_sealed(path)
     check_owner(manifest, key, path)

@@ -51,6 +51,7 @@ class Bench(Products):
             self._read_runs(paper, data)
         self.accepted = self._read_accepted()
         self._digests: dict[Key, str] = {}
+        self._drawn: dict[Key, str] = {}
 
     def _pretrained(self, name: str, entry: dict[str, Any]) -> PretrainedSpec:
         where = f"pretrained '{name}'"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -162,6 +162,15 @@ class Products(Graph):
 
     def table_digest(self, table: Table) -> str:
         """What a table is made from, its scores aside: its declaration, its runs' specs, and the code that writes it."""
+        return self._asked_once(("table", f"{table.paper}/{table.id}"), lambda: self._table_digest(table))
+
+    def _asked_once(self, key: Key, digest: Callable[[], str]) -> str:
+        """As with steps, a digest stays what it was when first asked for: a job is given the one that it was planned with."""
+        if key not in self._drawn:
+            self._drawn[key] = digest()
+        return self._drawn[key]
+
+    def _table_digest(self, table: Table) -> str:
         specs = [self.row_specs(r) for r in table.rows]
         parts = [[digest_of(s) for s in (found.samples, found.generator, found.tokenizer) if s] for found in specs]
         rows = [[r.label, dict(r.run), r.status, made] for r, made in zip(table.rows, parts, strict=True)]
@@ -182,11 +191,12 @@ class Products(Graph):
         """What a figure is made from, its runs aside."""
         figure = self.figure(name)
         body = {"kind": figure.kind, "title": figure.title, "runs": {k: list(v) for k, v in figure.runs.items()}}
-        return digest_of({"figure": body, "code": code_digest(["vqbench.eval.figures"])})
+        code = ["vqbench.eval.figures"]
+        return self._asked_once(("figure", name), lambda: digest_of({"figure": body, "code": code_digest(code)}))
 
     def scores_digest(self) -> str:
         """What scores.csv is made from, the scores aside."""
-        return code_digest(["vqbench.eval.scoreboard"])
+        return self._asked_once(("scores", ""), lambda: code_digest(["vqbench.eval.scoreboard"]))
 
     @cached_property
     def figures(self) -> dict[str, Figure]:

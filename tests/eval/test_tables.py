@@ -136,10 +136,21 @@ def test_states_of_unfinished_rows(bench: Bench, paper: Bench, tmp_path: Path) -
     assert states() == ["missing", "measured"]
     fail(bench, ("generator", "cq-l-k16384"), tmp_path, "loss 'mask' is nan at step 3")
     assert states() == ["failed: generator/cq-l-k16384: loss 'mask' is nan at step 3", "measured"]
-    manifest = tmp_path / bench.manifest(("sample-scores", "cq-l-k16384-s64"))
-    scores = next(tmp_path.glob("results/demo/store/sample-scores/*s64/*/scores.json"))
-    scores.write_bytes(scores.read_bytes().replace(b"32", b"33"))
-    assert manifest.is_file() and states()[1].startswith("failed: ")
+
+
+def test_damaged_scores_are_said_and_unpublished(bench: Bench, paper: Bench, scored: Path) -> None:
+    manifest = scored / bench.manifest(("sample-scores", "cq-l-k16384-s64"))
+    scores = next(scored.glob("results/demo/store/sample-scores/cq-l-k16384-s64/*/scores.json"))
+    scores.write_bytes(scores.read_bytes() + b" ")
+
+    def state() -> str:
+        frame = build_table(bench, bench.tables["cq/2"], scored, partial=True, paper=paper)
+        return row(frame, "Ours-L*/steps=64")["status"]
+
+    damaged = state()
+    assert damaged.startswith("failed: results/demo/store/sample-scores/cq-l-k16384-s64/")
+    assert "is made again" in damaged and str(scored) not in damaged
+    assert not manifest.exists() and state() == "missing"
 
 
 def test_scores_of_another_spec_are_stale(workflow: Path, bench: Bench, paper: Bench, scored: Path) -> None:

@@ -11,5 +11,4 @@ from forks import Forks, longer_clone
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     with Forks(longer_clone(tmp_path_factory.mktemp("faults") / "clone")) as forks:
-        forks.prepare()
         yield forks

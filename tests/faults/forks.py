@@ -23,14 +23,12 @@ from helpers import copy_clone, environment
 
 from vqbench.artifacts import read_json
 
-BEFORE = (
-    ("check-dataset", "photos-tiny"),
-    ("pretrained", "tiny-classifier"),
-    ("reference", "photos-tiny", "--split", "train"),
-    ("reference", "photos-tiny", "--split", "validation"),
-)
 # In the order in which one needs the other.
 STAGES = {
+    "check-dataset": ("check-dataset", "photos-tiny"),
+    "pretrained": ("pretrained", "tiny-classifier"),
+    "reference": ("reference", "photos-tiny", "--split", "train"),
+    "reference-validation": ("reference", "photos-tiny", "--split", "validation"),
     "train-tokenizer": ("train-tokenizer", "cq-k16384"),
     "tokenize": ("tokenize", "cq-k16384", "--split", "train"),
     "tokenize-validation": ("tokenize", "cq-k16384", "--split", "validation"),
@@ -39,6 +37,8 @@ STAGES = {
     "sample": ("sample", "cq-b-k16384-s10"),
     "score-tokenizer": ("score", "cq-k16384"),
     "score-samples": ("score", "cq-b-k16384-s10"),
+    "probe": ("probe", "cq-k16384"),
+    "controls": ("controls", "cq-k16384"),
 }
 
 
@@ -100,11 +100,6 @@ class Forks:
         """Start a command and wait for it."""
         self.start(*words)
         return self.wait()
-
-    def prepare(self) -> None:
-        """What every stage needs."""
-        for words in BEFORE:
-            self.finish(*words)
 
     def finish(self, *words: str) -> Path:
         """Run a command that must succeed; returns the manifest that it published."""

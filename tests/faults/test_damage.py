@@ -34,6 +34,7 @@ FILES = {
     "tokens": ("tokenize", "ids.npy", "train-generator", "tokenize-validation"),
     "samples": ("sample", "samples.npz", "score-samples", "other-samples"),
     "manifest": ("tokenize", "", "train-generator", "tokenize-validation"),
+    "features": ("reference", "statistics.npz", "score-samples", "reference-validation"),
 }
 OTHERS = {"other-tokenizer": ("train-tokenizer", "cq-k65536"), "other-samples": ("sample", "cq-b-k16384-s64")}
 EVERY = STAGES | OTHERS

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import pytest
 from forks import STAGES, Forks, made, store_of
 
+from vqbench.artifacts import sha256_file
+
 TRIALS = int(os.environ.get("FAULT_TRIALS", "3"))
 SEED = os.environ["FAULT_SEED"]
 
@@ -63,3 +65,29 @@ def test_a_stage_killed_at_a_random_moment_ends_with_the_same_bytes(
     print(
         f"{stage}: {TRIALS} kills within {known.seconds:.2f} s, {resumed} resumed from a checkpoint; FAULT_SEED={SEED}"
     )
+
+
+# What people read has no manifest: a file is whole and as before, or not there.
+DRAWN = {
+    "table": (("table", "cq/1"), ("table1.csv", "table1.md", "table1.tex")),
+    "figure": (("figure", "cq/fig4"), ("cq/figures/fig4.pdf", "cq/figures/fig4.png")),
+}
+
+
+@pytest.mark.parametrize("what", DRAWN)
+def test_a_table_or_figure_killed_is_whole_or_not_there(what: str, forks: Forks, calm: dict[str, Calm]) -> None:
+    words, names = DRAWN[what]
+    files = [forks.folder / "results/tiny" / name for name in names]
+    began = time.monotonic()
+    forks.finish(*words)
+    seconds, rng = time.monotonic() - began, random.Random(f"{SEED} {what}")
+    known = {path: sha256_file(path) for path in files}
+    for trial in range(TRIALS):
+        for path in files:
+            path.unlink()
+        moment = rng.uniform(0, seconds)
+        forks.killed(moment, *words)
+        where = f"FAULT_SEED={SEED}, {what}, trial {trial}, killed after {moment:.3f} of {seconds:.3f} s"
+        assert all(sha256_file(path) == digest for path, digest in known.items() if path.exists()), where
+        forks.finish(*words)
+        assert {path: sha256_file(path) for path in files} == known, where

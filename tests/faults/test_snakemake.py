@@ -76,6 +76,53 @@ def test_killed_and_called_again(clone: Path) -> None:
     assert "Nothing to be done" in done.stdout + done.stderr, "the manifests alone say that all is done"
 
 
+def test_edited_code_stops_the_waiting_jobs_that_read_it(clone: Path) -> None:
+    """A family's file stops its own tokenizer, a plot's file the figure; what reads neither is made."""
+    edit(clone / "workflow" / "pretrained.yaml", "steps: 5\n", "steps: 60\n")
+    reached, spared, figure = (
+        "results/tiny/tokenizers/llamagen-d8/manifest.json", TARGET, "results/tiny/cq/figures/fig4.pdf"
+    )  # fmt: skip
+    running = started(clone, "--keep-going", "--show-failed-logs", reached, spared, figure)
+    until("the first job", lambda: (clone / "results/tiny/store/pretrained").exists() or running.poll() is not None)
+    assert running.poll() is None, running.communicate()[0]
+    for path in ("tokenizers/vq.py", "eval/plots_images.py"):
+        with (clone / path).open("a") as file:
+            file.write("\nEDITED = 1\n")
+    text = running.communicate(timeout=300)[0]
+    assert running.returncode != 0 and "Traceback" not in text
+    assert "tokenizer/llamagen-d8 changed between submission and start" in text and "tokenizers.vq" in text, text[
+        -3000:
+    ]
+    assert "figure cq/fig4 changed between submission and start" in text, text[-9000:]
+    assert (clone / spared).is_file() and not (clone / reached).exists() and not (clone / figure).exists()
+    again = snakemake(clone, reached, spared, figure, *TINY)
+    assert again.returncode == 0 and jobs(again) == ["figure", "train_tokenizer"], again.stderr[-3000:]
+
+
+def jobs(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Rules of the jobs that a call ran, or would run."""
+    return sorted(set(re.findall(r"^(?:local)?rule (\w+):", done.stdout + done.stderr, re.M)))
+
+
+def test_without_snakemakes_record_the_manifests_are_compared(clone: Path) -> None:
+    figure = "results/tiny/cq/figures/fig4.pdf"
+    assert snakemake(clone, figure, *TINY).returncode == 0
+    shutil.rmtree(clone / ".snakemake")
+    assert jobs(snakemake(clone, "-n", figure, *TINY)) == []
+    for path, old, new, reached in (
+        ("workflow/scales/tiny.yaml", "16384: 24", "16384: 25", ["figure", "train_tokenizer"]),
+        ("eval/plots_images.py", "\n\n\ndef open_samples(", "\n\nEDITED = 1\n\n\ndef open_samples(", ["figure"]),
+        ("workflow/datasets.yaml", "validation: 48", "validation: 47",
+         ["check_dataset", "figure", "pretrained", "train_tokenizer"]),
+    ):  # fmt: skip
+        edit(clone / path, old, new)
+        assert jobs(snakemake(clone, "-n", figure, *TINY)) == reached, path
+        done = snakemake(clone, figure, *TINY)
+        assert done.returncode == 0 and jobs(done) == reached, (path, jobs(done), done.stderr[-2000:])
+        shutil.rmtree(clone / ".snakemake")
+        assert jobs(snakemake(clone, "-n", figure, *TINY)) == [], path
+
+
 def test_an_edit_stops_the_waiting_job_that_it_reaches_and_no_other(clone: Path) -> None:
     edit(clone / "workflow" / "pretrained.yaml", "steps: 5\n", "steps: 60\n")
     reached, spared = (f"results/tiny/tokenizers/{name}/manifest.json" for name in ("cq-k1024", "cq-k16384"))

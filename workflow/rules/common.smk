@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from snakemake.io import IOFile
+from snakemake.settings.types import RerunTrigger
+
 from vqbench.changes import note
 from vqbench.cluster import ASKED, asks, small
+from vqbench.drawn import is_drawn_from
 from vqbench.errors import UserError
 from vqbench.eval.figure_inputs import figure_keys
 from vqbench.papers import bench, scale_of, scale_root, scales, score_keys
@@ -78,10 +82,40 @@ def needs(kind):
 
     @user_errors
     def manifests(wc):
-        found = bench_of(wc.root)
-        return [found.manifest(k) for k in found.step(key_of(kind, wc)).upstream]
+        found, key = bench_of(wc.root), key_of(kind, wc)
+        force_if_stale(found, key)
+        return [found.manifest(k) for k in found.step(key).upstream]
 
     return manifests
+
+
+def planning():
+    """Whether this process plans, and by digests (params): `--rerun-triggers mtime` asks for times alone."""
+    settings = workflow.dag_settings
+    return (
+        workflow.is_main_process
+        and settings is not None
+        and RerunTrigger.PARAMS in settings.rerun_triggers
+    )
+
+
+def force_if_stale(found, key):
+    """Make a result of another spec or code again even where Snakemake has no record to compare digests with (a deleted
+    .snakemake, copied results) and would go by times alone."""
+    output = found.manifest(key)
+    if Path(output).is_file() and not found.is_current(key, Path.cwd()):
+        force_unrecorded(output)
+
+
+def force_if_drawn_otherwise(found, output, digest):
+    """The same of a table, a figure or scores.csv."""
+    if Path(output).is_file() and not is_drawn_from(found, output, digest):
+        force_unrecorded(output)
+
+
+def force_unrecorded(output):
+    if planning() and workflow.persistence.metadata(IOFile(output)) is None:
+        workflow.dag.forcefiles.add(output)
 
 
 def digest(kind):
@@ -138,22 +172,27 @@ def table_of(wc):
     return bench_of(wc.root).table(f"{getattr(wc, 'paper', 'cq')}/{wc.table}")
 
 
+@user_errors
 def table_inputs(wc):
-    found = bench_of(wc.root)
-    return [found.manifest(k) for k in found.table_keys(table_of(wc))]
+    found, table = bench_of(wc.root), table_of(wc)
+    force_if_drawn_otherwise(found, found.table_path(table), found.table_digest(table))
+    return [found.manifest(k) for k in found.table_keys(table)]
 
 
 @user_errors
 def figure_inputs(wc):
-    found = bench_of(wc.root)
-    return [
-        found.manifest(k)
-        for k in figure_keys(found, found.figure(f"{wc.paper}/{wc.figure}"))
-    ]
+    found, name = bench_of(wc.root), f"{wc.paper}/{wc.figure}"
+    figure = found.figure(name)
+    force_if_drawn_otherwise(
+        found, found.figure_path(figure), found.figure_digest(name)
+    )
+    return [found.manifest(k) for k in figure_keys(found, figure)]
 
 
+@user_errors
 def scores_inputs(wc):
     found = bench_of(wc.root)
+    force_if_drawn_otherwise(found, f"{found.root}/scores.csv", found.scores_digest())
     return [found.manifest(k) for k in score_keys(found)]
 
 

@@ -27,7 +27,7 @@ rule table:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).table_digest(table_of(wc)),
     shell:
-        "vqbench table cq/{wildcards.table} --scale {params.scale:q} 2> {log:q}"
+        "vqbench table cq/{wildcards.table} --scale {params.scale:q} --expect {params.digest} 2> {log:q}"
 
 
 use rule table as paper_table with:
@@ -69,7 +69,7 @@ rule figure:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).figure_digest(f"{wc.paper}/{wc.figure}"),
     shell:
-        "vqbench figure {wildcards.paper}/{wildcards.figure} --scale {params.scale:q} 2> {log:q}"
+        "vqbench figure {wildcards.paper}/{wildcards.figure} --scale {params.scale:q} --expect {params.digest} 2> {log:q}"
 
 
 rule scores:
@@ -98,4 +98,4 @@ rule scores:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).scores_digest(),
     shell:
-        "vqbench scores --scale {params.scale:q} 2> {log:q}"
+        "vqbench scores --scale {params.scale:q} --expect {params.digest} 2> {log:q}"
