@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -16,7 +17,7 @@ from vqbench.specs import GeneratorSpec, SampleSpec, TokenizerSpec, digest_of
 # Copies of the weights on disk while training: the result, and two checkpoints of weights, EMA and Adam's two moments.
 PEAK = 9
 ESTIMATED = ("tokenizer", "generator", "samples", "tokens", "latents", "reconstruction")
-WHAT = ("tokenizers", "generators", "samples", "tables", "figures")
+WHAT = ("codebooks", "tokenizers", "generators", "samples", "tables", "figures")
 
 
 def listing(found: Bench, what: str) -> str:
@@ -38,6 +39,10 @@ def _listed(found: Bench, part: str) -> list[str]:
         return [f"  {found.table_path(t):36} {t.title}" for t in found.tables.values()]
     if part == "figures":
         return [f"  {found.figure_path(f):52} {f.title}" for f in found.figures.values()]
+    if part == "codebooks":
+        return [
+            f"  {n:24} {s.method:16} K {s.num_codes:<7} {s.code_dim} d {s.teacher}" for n, s in found.codebooks.items()
+        ]
     if part == "tokenizers":
         return [
             f"  {name:24} {s.family:10} K {t.num_codes:<7} {t.num_tokens} tokens of {t.code_dim} d, {s.dataset}"
@@ -68,10 +73,12 @@ def target_keys(target: str, scale: str) -> tuple[Bench, list[Key]]:
     found = bench(scale)
     if target in found.papers:
         return found, [k for t in found.tables.values() if t.paper == target for k in found.table_keys(t)]
-    for kind, runs in (("tokenizer", found.tokenizers), ("generator", found.generators), ("samples", found.samples)):
-        if target in runs:
+    runs: dict[str, Mapping[str, object]] = {"codebook": found.codebooks, "tokenizer": found.tokenizers,
+                                             "generator": found.generators, "samples": found.samples}  # fmt: skip
+    for kind, names in runs.items():
+        if target in names:
             return found, [(kind, target), *found.own_scores(kind, target)]
-    known = [*found.papers, *found.tokenizers, *found.generators, *found.samples]
+    known = [*found.papers, *(name for names in runs.values() for name in names)]
     raise SpecError(f"no target '{target}'; {nearest(target, known)}")
 
 
