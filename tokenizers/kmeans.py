@@ -77,10 +77,10 @@ def cluster(
 ) -> Clusters:
     """Cluster the `rows` of `features`, resuming what is in `folder`.
 
-    Starts by k-means++ on a sample of 3 K rows (scikit-learn's own measure; kmeans_pytorch, which the released code calls,
-    draws K rows, and leaves clusters that lie apart without a centre). In each pass a centre
-    becomes the mean of what it was given, so that a pass is Lloyd's step taken in batches; a cluster that a pass leaves
-    empty starts again from a row drawn at random, but for the last one. In the end every row is counted once more.
+    Starts by k-means++ on a sample of three batches, as scikit-learn does (kmeans_pytorch, which the released code calls,
+    draws K rows, and leaves clusters that lie apart without a centre). In each pass a centre becomes the mean of what it
+    was given, so that a pass is Lloyd's step taken in batches; a cluster that a pass leaves empty starts again from a row
+    drawn at random, but for the last one. In the end every row is counted once more.
 
     Args:
         notice: asked after every pass.
@@ -109,7 +109,8 @@ def cluster(
 
 
 def _start(features: Features, rows: np.ndarray, how: KMeans, *path: str | int) -> Clusters:
-    sample = features.take(_drawn(rows, min(len(rows), 3 * how.clusters), how.seed, *path))
+    count = min(len(rows), 3 * max(how.batch_size, how.clusters))
+    sample = features.take(_drawn(rows, count, how.seed, *path))
     centres, _ = kmeans_plusplus(sample, how.clusters, random_state=derive(how.seed, "k-means", *path) % 2**32)
     return Clusters(centres)
 
