@@ -264,7 +264,7 @@ def test_the_nearest_projected_code_is_found_and_only_the_projector_learns() -> 
         quantizer, z = ProjectedQuantizer(TOKENS, 24), torch.randn(2, 8, 4, 4)
     codes = F.linear(quantizer.weight, quantizer.projector.weight, quantizer.projector.bias)  # type: ignore[union-attr]
     quantized = quantizer(z)
-    distances = torch.cdist(z.permute(0, 2, 3, 1).reshape(-1, 8).double(), codes.double())
+    distances = torch.cdist(z.permute(0, 2, 3, 1).reshape(-1, 8).double(), codes.detach().double())
     assert torch.equal(quantized.ids.flatten(), distances.argmin(1))
     assert {name for name, _ in quantizer.named_parameters()} == {"projector.weight", "projector.bias"}
     quantized.losses["codebook"].backward()

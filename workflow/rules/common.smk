@@ -79,11 +79,7 @@ def bench_of(root):
 @user_errors
 def key_of(kind, wc):
     """(kind, name) from a job's wildcards, in the order in which the kind's name is written."""
-    parts = [
-        getattr(wc, w)
-        for w in WILDCARDS
-        if hasattr(wc, w)
-    ]
+    parts = [getattr(wc, w) for w in WILDCARDS if hasattr(wc, w)]
     return kind, "/".join(parts)
 
 
