@@ -70,7 +70,9 @@ def test_every_term_of_a_recipe_is_active_for_the_last_third_of_the_demo(name: s
 def test_every_recipe_value_says_where_it_comes_from(path: object) -> None:
     from pathlib import Path
 
-    source = re.compile(r"#.*(ours|Sec\.|Eq\.|App\.|\.py|\.sh|\.yaml|github|[\w-]+/[\w-]+|as above|MaskGIT|the paper prints)")
+    source = re.compile(
+        r"#.*(ours|Sec\.|Eq\.|App\.|\.py|\.sh|\.yaml|github|[\w-]+/[\w-]+|as above|MaskGIT|the paper prints)"
+    )
     for number, line in enumerate(Path(str(path)).read_text().splitlines(), 1):
         if re.match(r"\s+[\w_]+:\s*\S", line) and not line.lstrip().startswith(("#", "base:")):
             value = line.split(":", 1)[1].split("#")[0].strip()
