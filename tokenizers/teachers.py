@@ -94,6 +94,16 @@ def open_clip_teacher(path: Path, architecture: str) -> ClipTeacher:
     return ClipTeacher(open_clip_network(path, architecture).visual).eval().requires_grad_(False)
 
 
+def untrained_teacher(spec: PretrainedSpec, layer: str) -> nn.Module:
+    """A teacher without its weights, to count its operations; on the meta device."""
+    if spec.kind == "photo-classifier":
+        return ClassifierTeacher(PhotoClassifier(spec.options["channels"], 1), layer)
+    import open_clip
+
+    model = open_clip.create_model(ARCHITECTURES[spec.kind], pretrained=None, load_weights=False, device="meta")
+    return ClipTeacher(model.visual)
+
+
 def patch_features(teacher: Callable[[Tensor], Tensor], images: Tensor, grid: int) -> Tensor:
     """(B, 3, H, W) -> (B * g * g, D): the map, average-pooled to g x g, row by row.
 

@@ -65,7 +65,12 @@ def _dim(spec: PretrainedSpec, layer: str, where: str) -> int:
         return DIMS[spec.kind]
     if layer not in SLICES:
         raise SpecError(f"{where}: the embedded classifier has no layer '{layer}'; {nearest(layer, SLICES)}")
-    return int(spec.options["channels"][SLICES.index(layer)])
+    channels = spec.options.get("channels")
+    if not isinstance(channels, list) or len(channels) != len(SLICES) or not all(type(c) is int for c in channels):
+        raise SpecError(
+            f"{where}: the embedded classifier's 'channels' are {channels!r}: expected {len(SLICES)} counts"
+        )
+    return int(channels[SLICES.index(layer)])
 
 
 def resolve_codebook(

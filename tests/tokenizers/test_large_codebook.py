@@ -241,3 +241,9 @@ def test_all_of_it_is_planned_at_paper_scale(clone: Path) -> None:
     assert done.returncode == 0, text[-3000:]
     for rule in ("features", "codebook", "train_tokenizer"):
         assert f"rule {rule}:" in text
+    planned = vqbench(clone, "plan", "lc")
+    assert planned.returncode == 0, planned.stderr
+    (line,) = (line for line in planned.stdout.splitlines() if line.startswith("features/"))
+    _, seen, hours, disk = line.replace("to do", "to-do").split()[1:]
+    assert (seen, float(disk)) == ("1,281,167", 31.49)  # 1,281,167 images x 16 vectors x 768 numbers x 2 bytes
+    assert float(hours) == pytest.approx(1_281_167 * 162.4e9 / 15e12 / 3600, rel=0.02)  # open_clip states 162 GFLOPs
