@@ -91,7 +91,7 @@ def cluster(
         ArtifactError: a feature is not finite.
         Interrupted: a signal asked to stop; the pass was ended and saved.
     """
-    step, found = _resumed(folder) or (0, _start(features, rows, how, *path, "start"))
+    step, found = _resumed(folder) or _start(features, rows, how, folder, every, *path, "start")
     while step <= how.passes:
         if step < how.passes:
             seen = _pass(features, rows, how, found, *path, "pass", step)
@@ -108,11 +108,16 @@ def cluster(
     return found
 
 
-def _start(features: Features, rows: np.ndarray, how: KMeans, *path: str | int) -> Clusters:
+def _start(
+    features: Features, rows: np.ndarray, how: KMeans, folder: Path, every: int, *path: str | int
+) -> tuple[int, Clusters]:
     count = min(len(rows), 3 * max(how.batch_size, how.clusters))
     sample = features.take(_drawn(rows, count, how.seed, *path))
     centres, _ = kmeans_plusplus(sample, how.clusters, random_state=derive(how.seed, "k-means", *path) % 2**32)
-    return Clusters(centres)
+    found = Clusters(centres)
+    if every == 1:  # of 100,000 clusters it takes an hour
+        _save(folder, 0, found)
+    return 0, found
 
 
 def _drawn(rows: np.ndarray, count: int, seed: int, *path: str | int) -> np.ndarray:

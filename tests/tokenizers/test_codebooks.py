@@ -64,8 +64,8 @@ def test_and_of_few_clusters_from_the_same_start(tmp_path: Path, seed: int, apar
     """Where clusters are few, full k-means itself ends up to 40% apart from one start to the next."""
     values = mixture(seed, apart)
     features = saved(tmp_path, values)
-    start = kmeans._start(features, np.arange(4000), HOW, "start").centres
-    full = FullKMeans(20, init=start, n_init=1).fit(values)
+    _, start = kmeans._start(features, np.arange(4000), HOW, tmp_path / "start", 1, "start")
+    full = FullKMeans(20, init=start.centres, n_init=1).fit(values)
     assert clustered(features, tmp_path / "state").inertia < 1.02 * full.inertia_
 
 
