@@ -17,6 +17,7 @@ report: "workflow/report/workflow.rst"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
+include: "workflow/rules/codebooks.smk"
 include: "workflow/rules/tokenizers.smk"
 include: "workflow/rules/generators.smk"
 include: "workflow/rules/eval.smk"

@@ -5,8 +5,6 @@ Letters: B images, H W pixels, d feature length.
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,16 +12,13 @@ from typing import Any, Self
 import numpy as np
 import open_clip
 import torch
-from open_clip.factory import load_state_dict
 from PIL import Image
 from torch import Tensor
 
-from vqbench.errors import ArtifactError, MissingWeights, SpecError, nearest
+from vqbench.clip import open_clip_network
+from vqbench.errors import ArtifactError, SpecError
 from vqbench.eval.base import Batch, Estimate, Metric
 from vqbench.eval.exact_mean import ExactMean
-from vqbench.weights import fetch_again
-
-SCRIPTED = ("input_resolution", "context_length", "vocab_size")  # what OpenAI's files hold beside weights
 
 
 class ClipScore(Metric):
@@ -57,7 +52,7 @@ class ClipScore(Metric):
         device: torch.device | str = "cpu",
     ) -> None:
         self.device, self.architecture = torch.device(device), architecture
-        self.network = open_network(Path(weights), architecture).to(self.device)
+        self.network = open_clip_network(Path(weights), architecture, "clip-vitb32").to(self.device)
         self.tokenize: Any = open_clip.get_tokenizer(architecture)
         # OpenAI's preprocessing: bicubic to the short side, centre, their mean and deviation.
         self.prepare: Any = open_clip.image_transform(self.network.visual.image_size, is_train=False)
@@ -99,28 +94,3 @@ class ClipScore(Metric):
     def compute(self) -> dict[str, Estimate]:
         """``{"clip_score": estimate}``, 0 to 100."""
         return {"clip_score": self.mean.estimate()}
-
-
-def open_network(weights: Path, architecture: str) -> Any:
-    """open_clip's model in float32 with the weights of a file; nothing is fetched."""
-    if architecture not in open_clip.list_models():
-        raise SpecError(f"open_clip has no '{architecture}'; {nearest(architecture, open_clip.list_models())}")
-    network = open_clip.create_model(architecture, pretrained=None, load_weights=False)
-    try:
-        network.load_state_dict({k: v.float() for k, v in _read(weights).items()})
-    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise MissingWeights(
-            f"{weights} does not hold the weights of {architecture} ({reason}); {fetch_again('clip-vitb32')}"
-        ) from None
-    return network.eval().requires_grad_(False)
-
-
-def _read(weights: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit is deprecated; OpenAI's files are what they are
-            state = torch.jit.load(str(weights), map_location="cpu").state_dict()
-    except (RuntimeError, ValueError):
-        state = load_state_dict(str(weights))
-    return {k: v for k, v in state.items() if k not in SCRIPTED}

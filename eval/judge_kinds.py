@@ -138,9 +138,9 @@ def fitted_places(places: Tensor, side: int) -> Tensor:
 
 def open_clip_image(path: Path, architecture: str = CLIP_B32) -> ClipImage:
     """OpenAI's file or one of open_clip's."""
-    from vqbench.eval.clip_score import open_network as open_clip_network  # imports open_clip: two seconds
+    from vqbench.clip import open_clip_network  # imports open_clip: two seconds
 
-    return ClipImage(open_clip_network(path, architecture).visual)
+    return ClipImage(open_clip_network(path, architecture, "clip-vitb32").visual)
 
 
 OPEN: dict[str, Callable[[Path], JudgeNetwork]] = {

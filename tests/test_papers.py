@@ -71,7 +71,7 @@ def test_every_recipe_value_says_where_it_comes_from(path: object) -> None:
     from pathlib import Path
 
     source = re.compile(
-        r"#.*(ours|Sec\.|App\.|Eq\.|\.py|\.yaml|github|[\w-]+/[\w-]+|as above|MaskGIT|the paper prints)"
+        r"#.*(ours|Sec\.|Eq\.|App\.|\.py|\.sh|\.yaml|github|[\w-]+/[\w-]+|as above|MaskGIT|the paper prints)"
     )
     for number, line in enumerate(Path(str(path)).read_text().splitlines(), 1):
         if re.match(r"\s+[\w_]+:\s*\S", line) and not line.lstrip().startswith(("#", "base:")):
@@ -139,7 +139,7 @@ def test_rooms_do_not_shadow_libraries() -> None:
 
 
 def test_families_are_found_by_file() -> None:
-    assert families("tokenizers") == ["channel", "vq"]
+    assert families("tokenizers") == ["channel", "large_codebook", "vq"]
     assert families("generators") == ["dit", "gpt", "ldm", "maskgit", "sit"]
 
 

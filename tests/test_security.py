@@ -18,9 +18,9 @@ import torch
 from helpers import ROOT, run_in, snakemake, vqbench
 from random_weights import write_inception
 
+from vqbench.clip import open_clip_network
 from vqbench.errors import ArtifactError, DataError, MissingWeights, UserError
 from vqbench.eval.archive import Archive, map_array, members, read_array
-from vqbench.eval.clip_score import open_network
 from vqbench.eval.judge_network import Weights
 from vqbench.eval.library_clean_fid import clean_network, quiet
 from vqbench.eval.library_torch_fidelity import fidelity_call
@@ -128,7 +128,7 @@ def test_weights_that_would_run_something_are_refused_by_every_reader(bomb: Path
     readers = [
         lambda: Weights(bomb, "inception-v3"),
         lambda: open_lpips("lpips-vgg16", bomb),
-        lambda: open_network(bomb, "ViT-B-32"),
+        lambda: open_clip_network(bomb, "ViT-B-32", "clip-vitb32"),
         lambda: fidelity_call(["fid"], load_protocol("torch-fidelity"), images, images, bomb, CPU),
         lambda: clean_network("clean", bomb, CPU),
         lambda: clean_network("legacy_tensorflow", bomb, CPU),

@@ -4,6 +4,8 @@ A family is one file ``tokenizers/<family>.py`` with
 
 * literals that are read without importing it: ``OPTIONS`` (every option and its default), ``LAYOUT`` (raster | channel |
   multiscale), optionally ``KIND`` and ``NUM_SLOTS``: from these the family's :class:`~vqbench.specs.TokenSpec` follows;
+  optionally ``NEEDS``: option -> {kind, match}, for an option that names what another step makes (a codebook). It is made
+  before, given to :meth:`Tokenizer.take`, and refused where an option in ``match`` is not what its spec says;
 * ``build(spec) -> Tokenizer``.
 
 Letters: B images, H W pixels, C h w the latent map, N ids an image, Q codes a position (slots), K codebook size.
@@ -97,6 +99,11 @@ class Tokenizer(nn.Module):
         """(B, 3, H, W) -> :class:`Output`."""
         quantized = self.quantize(self.encode(images))
         return Output(self.decode(quantized.latents), quantized)
+
+    def take(self, option: str, made: Finished) -> None:
+        """Before training: what the option that ``NEEDS`` names stands for, finished. What is taken is saved with the
+        weights, so a trained tokenizer needs it no more."""
+        raise NotImplementedError(f"{type(self).__name__} declares NEEDS and takes nothing")
 
     def end_step(self) -> None:
         """After a training step, see :meth:`Quantizer.end_step`."""

@@ -23,6 +23,8 @@ NAMES = ("ids", "features_before", "features_after")
 
 # Latents (B, C, h, w) of a tokenizer -> the arrays that are kept of them, each with B rows
 Kept = Callable[[Tokenizer, Tensor], tuple[Tensor, ...]]
+# The same of images (B, 3, H, W)
+Made = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -42,36 +44,48 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def encode(job: Job, names: tuple[str, ...], kept: Kept) -> dict[str, Any]:
-    """Write what is `kept` of all views of a split, as ``<name>.npy``, and their labels. In several processes each does a
-    share and the first writes."""
+    """Write what is `kept` of all views of a split, as ``<name>.npy``, and their labels."""
     spec: EncodedSpec = job.spec
     torch.set_num_threads(spec.threads)
     dataset = job.bench.datasets[spec.dataset]
     images = open_images(dataset, spec.split, job.upstream("dataset", spec.dataset))
     tokenizer_spec = job.bench.tokenizers[spec.tokenizer]
     tokenizer = open_tokenizer(tokenizer_spec, job.upstream("tokenizer", spec.tokenizer), device())
-    places = [(view, start) for view in range(spec.views) for start in range(0, len(images), spec.batch)]
+    facts = write_split(job, names, images, lambda batch: kept(tokenizer, tokenizer.encode(batch)), views=spec.views)
+    return facts and facts | {"views": spec.views}
+
+
+def write_split(
+    job: Job, names: tuple[str, ...], images: Images, make: Made, views: int = 1, rows: int = 1
+) -> dict[str, Any]:
+    """Write what `make` gives of all views of `images`, `rows` rows an image, as ``<name>.npy``, and their labels.
+
+    In batches of ``job.spec.batch``, of which one is in memory. In several processes each does a share and the first
+    writes; the others get no facts.
+    """
+    size = job.spec.batch
+    places = [(view, start) for view in range(views) for start in range(0, len(images), size)]
     share = distributed.share(places)
-    mine, count = _encoded(tokenizer, images, spec, share, kept), _count(share, len(images), spec.batch)
+    mine, count = _made(make, images, size, share, job.key[1]), _count(share, len(images), size)
     if distributed.rank():
-        _write_together(_shared(job, distributed.rank()), names, count, mine)
+        _write_together(_shared(job, distributed.rank()), names, count * rows, mine)
         distributed.gathered(None)
         return {}
-    _write_together(job.store, names, len(images) * spec.views, _with_others(job, names, mine))
-    write_npy(job.store / "labels.npy", np.tile(images.labels, spec.views))
-    return {"images": len(images), "views": spec.views}
+    _write_together(job.store, names, len(images) * views * rows, _with_others(job, names, mine))
+    write_npy(job.store / "labels.npy", np.tile(images.labels, views))
+    return {"images": len(images)}
 
 
 @torch.no_grad()
-def _encoded(
-    tokenizer: Tokenizer, images: Images, spec: EncodedSpec, places: Sequence[tuple[int, int]], kept: Kept
+def _made(
+    make: Made, images: Images, size: int, places: Sequence[tuple[int, int]], title: str
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Batches of the arrays, each of a view and from an image on."""
-    progress = Progress(_count(places, len(images), spec.batch), f"{spec.tokenizer} {spec.split}", "img")
+    progress = Progress(_count(places, len(images), size), title, "img")
     for view, start in places:
-        pixels = images.batch(start, spec.batch)
+        pixels = images.batch(start, size)
         batch = to_float(pixels[:, :, ::-1] if view % 2 else pixels).to(device())
-        yield tuple(t.cpu().numpy() for t in kept(tokenizer, tokenizer.encode(batch)))
+        yield tuple(t.cpu().numpy() for t in make(batch))
         progress.update(len(batch))
 
 

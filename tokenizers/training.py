@@ -16,6 +16,7 @@ from vqbench.data import Images, open_images, to_float
 from vqbench.errors import SpecError, nearest
 from vqbench.jobs import Job
 from vqbench.pretrained import open_perceptual
+from vqbench.rooms import needs
 from vqbench.specs import TokenizerSpec
 from vqbench.switches import at_least_fp32
 from vqbench.tokenizers.base import Tokenizer, build_tokenizer
@@ -133,6 +134,8 @@ def run(job: Job) -> dict[str, Any]:
     role = job.bench.pretrained[spec.perceptual]
     task = TokenizerTask(spec, images, open_perceptual(role, job.upstream("pretrained", spec.perceptual)))
     task.perceptual.to(device())
+    for option, rule in needs(spec.family).items():
+        task.model.take(option, job.upstream(rule["kind"], spec.options[option]))
     task.workers = 0 if dataset.kind == "embedded" else min(16, spec.threads * 2)
     trainer = Trainer(task, spec.training, job.state, spec.seed, job.key[1])
     trainer.run()

@@ -70,6 +70,21 @@ def write_npy(path: Path, array: np.ndarray) -> None:
     write_atomic(path, lambda f: np.save(f, array, allow_pickle=False))
 
 
+def read_array(path: Path) -> np.ndarray:
+    """A ``.npy``, memory-mapped.
+
+    Raises:
+        ArtifactError: missing, truncated or no ``.npy``.
+    """
+    import numpy as np
+
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtifactError(f"cannot read {path}: {error}; remove it and run again") from None
+
+
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
     """Write an uncompressed ``.npz`` atomically; deterministic (zip entries carry no time)."""
     import numpy as np

@@ -81,7 +81,10 @@ def _add_reading(verbs: argparse._SubParsersAction) -> None:  # type: ignore[typ
         verbs, "list", _list, "What can be run: papers, runs, tables, figures.", "list tokenizers --scale demo"
     )
     listing.add_argument(
-        "what", nargs="?", default="all", help="all (default), tokenizers, generators, samples, tables, figures"
+        "what",
+        nargs="?",
+        default="all",
+        help="all (default), codebooks, tokenizers, generators, samples, tables, figures",
     )
     _scaled(listing)
     plan = _verb(verbs, "plan", _plan, "The runs that a target needs, what is done, and what the rest costs.",
@@ -154,6 +157,7 @@ def _add_steps(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-
         ("check-dataset", "dataset", "dataset", "Decode a data set once and write its index.", "check-dataset photos --scale demo"),
         ("pretrained", "pretrained", "network", "Check real weights, or train the embedded network.",
          "pretrained photo-classifier --scale demo"),
+        ("codebook", "codebook", "codebook", "Make a codebook from a teacher's features.", "codebook NAME --scale demo"),
         ("train-tokenizer", "tokenizer", "tokenizer", "Train a tokenizer.", "train-tokenizer cq-k16384 --scale demo"),
         ("train-generator", "generator", "generator", "Train a generator on a tokenizer's tokens.",
          "train-generator cq-b-k16384 --scale demo"),
@@ -163,6 +167,10 @@ def _add_steps(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-
     ]  # fmt: skip
     for verb, kind, name, text, example in steps:
         _step(verbs, verb, text, example, name, partial(_named, kind))
+    given = _step(verbs, "features", "Write a teacher's patch features of a training split.",
+                  "features clip-vitl14 --dataset photos --scale demo", "teacher",
+                  lambda a: ("features", f"{a.name}/{a.dataset}"))  # fmt: skip
+    given.add_argument("--dataset", required=True, help="data set")
     for verb, kind, text in (("tokenize", "tokens", "ids"), ("encode", "latents", "latents")):
         what, example = f"Write a tokenizer's {text} of one split.", f"{verb} cq-k16384 --split train --scale demo"
         encode = _step(verbs, verb, what, example, "tokenizer", partial(_encoded, kind), dataset=True)

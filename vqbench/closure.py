@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 # Modules that cannot change a number: they report, name files or check them. Left out of every digest.
 NEUTRAL = frozenset({"vqbench.errors", "vqbench.progress", "vqbench.artifacts", "vqbench.closure", "vqbench.cli",
-                     "vqbench.notice", "vqbench.papers", "vqbench.graph", "vqbench.clone", "vqbench.resolve",
+                     "vqbench.notice", "vqbench.papers", "vqbench.graph", "vqbench.clone", "vqbench.resolve", "vqbench.codebooks",
                      "vqbench.steps", "vqbench.jobs", "vqbench.changes", "vqbench.run_record",
                      "vqbench.rooms", "vqbench"})  # fmt: skip
 

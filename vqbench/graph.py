@@ -11,9 +11,12 @@ from typing import Any
 
 from vqbench.clone import read_yaml
 from vqbench.closure import PACKAGE, code_digest
+from vqbench.codebooks import resolve_features
 from vqbench.errors import SpecError, nearest
 from vqbench.resolve import Overlay
+from vqbench.rooms import needs
 from vqbench.specs import (
+    CodebookSpec,
     DatasetSpec,
     EncodedSpec,
     GeneratorSpec,
@@ -32,6 +35,8 @@ Key = tuple[str, str]  # (kind, name), e.g. ("tokenizer", "cq-k16384")
 KINDS = {
     "dataset": ("datasets", "vqbench.data"),
     "pretrained": ("pretrained", "vqbench.pretrained"),
+    "features": ("features", "vqbench.tokenizers.features"),
+    "codebook": ("codebooks", "vqbench.tokenizers.codebooks"),
     "tokenizer": ("tokenizers", "vqbench.tokenizers.training"),
     "tokens": ("tokens", "vqbench.tokenizers.encoding"),
     "latents": ("latents", "vqbench.tokenizers.latents"),
@@ -46,13 +51,13 @@ KINDS = {
 }
 
 # Parts of a kind's name, where it has more than one: tokens are of a tokenizer, a data set and a split.
-PARTS = {"tokens": 3, "latents": 3, "reconstruction": 2, "reference": 2, "tokenizer-scores": 2}
+PARTS = {"features": 2, "tokens": 3, "latents": 3, "reconstruction": 2, "reference": 2, "tokenizer-scores": 2}
 
 # Kinds that several processes can do together (vqbench/distributed.py).
-SHARED = ("tokenizer", "generator", "tokens", "latents", "samples", "tokenizer-scores", "sample-scores")
+SHARED = ("features", "tokenizer", "generator", "tokens", "latents", "samples", "tokenizer-scores", "sample-scores")
 
 # Kinds that eval_only never makes: they train or sample.
-TRAINED = {"pretrained", "tokenizer", "generator", "samples"}
+TRAINED = {"pretrained", "features", "codebook", "tokenizer", "generator", "samples"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Graph:
     papers: dict[str, dict[str, Any]]
     datasets: dict[str, DatasetSpec]
     pretrained: dict[str, PretrainedSpec]
+    codebooks: dict[str, CodebookSpec]
     tokenizers: dict[str, TokenizerSpec]
     generators: dict[str, GeneratorSpec]
     samples: dict[str, SampleSpec]
@@ -124,13 +130,19 @@ class Graph:
         spec = self._get("pretrained network", self.pretrained, name)
         return spec, (), [("dataset", spec.dataset)] if spec.dataset else []
 
+    def _step_features(self, teacher: str, dataset: str) -> Any:
+        spec = resolve_features(teacher, dataset, self.datasets, self.pretrained, self.overlay, f"features '{teacher}'")
+        return spec, (), [("dataset", dataset), ("pretrained", spec.network)]
+
+    def _step_codebook(self, name: str) -> Any:
+        spec = self._get("codebook", self.codebooks, name)
+        return spec, (), [("features", f"{spec.teacher}/{spec.dataset}")] if spec.teacher else []
+
     def _step_tokenizer(self, name: str) -> Any:
         spec = self._get("tokenizer", self.tokenizers, name)
-        return (
-            spec,
-            (f"vqbench.tokenizers.{spec.family}",),
-            [("dataset", spec.dataset), ("pretrained", spec.perceptual)],
-        )
+        needed = [(rule["kind"], spec.options[option]) for option, rule in needs(spec.family).items()]
+        upstream = [("dataset", spec.dataset), ("pretrained", spec.perceptual), *needed]
+        return spec, (f"vqbench.tokenizers.{spec.family}",), upstream
 
     def _step_tokens(self, tokenizer: str, dataset: str, split: str) -> Any:
         return self._encoded(TokensSpec, tokenizer, dataset, split, pooling=self.protocol["probe"]["pooling"])

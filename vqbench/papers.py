@@ -12,12 +12,13 @@ from typing import Any
 
 from vqbench.artifacts import read_json
 from vqbench.clone import CLONE, WORKFLOW, read_yaml, scale_of, scale_root, scales
+from vqbench.codebooks import check_needs, resolve_codebook
 from vqbench.errors import ArtifactError, SpecError, nearest
 from vqbench.graph import KINDS, TRAINED, Key, Step
 from vqbench.products import FIRST_PAPER, Figure, Products, Row, Table
 from vqbench.resolve import Overlay, resolve_generator, resolve_samples, resolve_tokenizer, resolve_training
 from vqbench.shapes import NAME, check_names, check_paper, understood
-from vqbench.specs import DatasetSpec, GeneratorSpec, PretrainedSpec, SampleSpec, TokenizerSpec, parse
+from vqbench.specs import CodebookSpec, DatasetSpec, GeneratorSpec, PretrainedSpec, SampleSpec, TokenizerSpec, parse
 
 __all__ = [
     "CLONE", "FIRST_PAPER", "KINDS", "TRAINED", "WORKFLOW", "Bench", "Figure", "Key", "Row", "Step", "Table", "bench",
@@ -43,12 +44,16 @@ class Bench(Products):
         check_names(pretrained, "pretrained.yaml")
         self.datasets = {k: parse(DatasetSpec, v, f"data set '{k}'") for k, v in shared.items()}
         self.pretrained = {k: self._pretrained(k, v) for k, v in pretrained.items()}
+        self.codebooks: dict[str, CodebookSpec] = {}
         self.tokenizers: dict[str, TokenizerSpec] = {}
         self.generators: dict[str, GeneratorSpec] = {}
         self.samples: dict[str, SampleSpec] = {}
         self._owner: dict[str, str] = {}
         for paper, data in self.papers.items():
-            self._read_runs(paper, data)
+            check_paper(paper, data)
+        for kinds in (("codebooks",), ("tokenizers", "generators", "samples")):  # one paper may use another's codebook
+            for paper, data in self.papers.items():
+                self._read_runs(paper, data, kinds)
         self.accepted = self._read_accepted()
         self._digests: dict[Key, str] = {}
         self._drawn: dict[Key, str] = {}
@@ -64,9 +69,8 @@ class Bench(Products):
             entry["training"] = resolve_training(entry["training"], dataset.sizes["train"] if dataset else 0, where)
         return parse(PretrainedSpec, entry, where)
 
-    def _read_runs(self, paper: str, data: dict[str, Any]) -> None:
-        check_paper(paper, data)
-        for kind in ("tokenizers", "generators", "samples"):
+    def _read_runs(self, paper: str, data: dict[str, Any], kinds: tuple[str, ...]) -> None:
+        for kind in kinds:
             for run_id, entry in (data.get(kind) or {}).items():
                 where = f"{paper}.yaml: {kind[:-1] if kind != 'samples' else kind} '{run_id}'"
                 if run_id in self._owner:
@@ -79,8 +83,12 @@ class Bench(Products):
 
     def _read_run(self, kind: str, run_id: str, entry: dict[str, Any], where: str) -> None:
         entry.pop("tables", None), entry.pop("label", None)
-        if kind == "tokenizers":
-            self.tokenizers[run_id] = resolve_tokenizer(entry, self.datasets, self.recipes, self.overlay, where)
+        if kind == "codebooks":
+            self.codebooks[run_id] = resolve_codebook(entry, self.datasets, self.pretrained, self.overlay, where)
+        elif kind == "tokenizers":
+            found = resolve_tokenizer(entry, self.datasets, self.recipes, self.overlay, where)
+            check_needs(found, {"codebook": self.codebooks}, where)
+            self.tokenizers[run_id] = found
         elif kind == "generators":
             self.generators[run_id] = resolve_generator(
                 entry, self.tokenizers, self.datasets, self.recipes, self.overlay, where

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -11,12 +12,12 @@ from vqbench.artifacts import write_json
 from vqbench.cluster import estimates_path, hours_of
 from vqbench.errors import SpecError, nearest
 from vqbench.papers import Bench, Key, bench, scale_of, score_keys
-from vqbench.specs import GeneratorSpec, SampleSpec, TokenizerSpec, digest_of
+from vqbench.specs import GeneratorSpec, PretrainedSpec, SampleSpec, TokenizerSpec, digest_of
 
 # Copies of the weights on disk while training: the result, and two checkpoints of weights, EMA and Adam's two moments.
 PEAK = 9
-ESTIMATED = ("tokenizer", "generator", "samples", "tokens", "latents", "reconstruction")
-WHAT = ("tokenizers", "generators", "samples", "tables", "figures")
+ESTIMATED = ("features", "tokenizer", "generator", "samples", "tokens", "latents", "reconstruction")
+WHAT = ("codebooks", "tokenizers", "generators", "samples", "tables", "figures")
 
 
 def listing(found: Bench, what: str) -> str:
@@ -38,6 +39,10 @@ def _listed(found: Bench, part: str) -> list[str]:
         return [f"  {found.table_path(t):36} {t.title}" for t in found.tables.values()]
     if part == "figures":
         return [f"  {found.figure_path(f):52} {f.title}" for f in found.figures.values()]
+    if part == "codebooks":
+        return [
+            f"  {n:24} {s.method:16} K {s.num_codes:<7} {s.code_dim} d {s.teacher}" for n, s in found.codebooks.items()
+        ]
     if part == "tokenizers":
         return [
             f"  {name:24} {s.family:10} K {t.num_codes:<7} {t.num_tokens} tokens of {t.code_dim} d, {s.dataset}"
@@ -68,10 +73,12 @@ def target_keys(target: str, scale: str) -> tuple[Bench, list[Key]]:
     found = bench(scale)
     if target in found.papers:
         return found, [k for t in found.tables.values() if t.paper == target for k in found.table_keys(t)]
-    for kind, runs in (("tokenizer", found.tokenizers), ("generator", found.generators), ("samples", found.samples)):
-        if target in runs:
+    runs: dict[str, Mapping[str, object]] = {"codebook": found.codebooks, "tokenizer": found.tokenizers,
+                                             "generator": found.generators, "samples": found.samples}  # fmt: skip
+    for kind, names in runs.items():
+        if target in names:
             return found, [(kind, target), *found.own_scores(kind, target)]
-    known = [*found.papers, *found.tokenizers, *found.generators, *found.samples]
+    known = [*found.papers, *(name for names in runs.values() for name in names)]
     raise SpecError(f"no target '{target}'; {nearest(target, known)}")
 
 
@@ -124,6 +131,10 @@ def estimate(found: Bench, key: Key) -> tuple[int, float, float]:
         seen = spec.training.steps * spec.training.batch_size
         weights, forward, _ = _generator_costs(spec)
         return seen, 3 * forward * seen, PEAK * 4.0 * weights
+    if kind == "features":
+        images, pixels = found.datasets[spec.dataset].sizes["train"], found.datasets[spec.dataset].resolution
+        flops = _teacher_flops(found.pretrained[spec.network].model_dump_json(), spec.layer, pixels)
+        return images, images * flops, 2.0 * images * spec.grid**2 * spec.dim
     if kind == "samples":
         return _samples_estimate(found, spec)
     images = found.datasets[spec.dataset].sizes[spec.split] * (1 if kind == "reconstruction" else spec.views)
@@ -156,6 +167,22 @@ def _generator_costs(spec: GeneratorSpec, sampler: dict[str, Any] | None = None)
 def _tokenizer_flops(spec: TokenizerSpec) -> tuple[float, float, float]:
     """(forward FLOPs of the tokenizer an image, of its discriminator, bytes of its weights), on the meta device."""
     return _counted(spec.model_dump_json())
+
+
+@lru_cache(maxsize=16)
+def _teacher_flops(as_json: str, layer: str, resolution: int) -> float:
+    """Forward FLOPs of a teacher an image, on the meta device."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from vqbench.rooms import load
+
+    spec = PretrainedSpec.model_validate_json(as_json)
+    with torch.device("meta"):
+        teacher = load("tokenizers", "teachers").untrained_teacher(spec, layer).eval()
+        with FlopCounterMode(display=False) as counter:
+            teacher(torch.empty(1, 3, resolution, resolution))
+    return float(counter.get_total_flops())
 
 
 @lru_cache(maxsize=256)

@@ -28,7 +28,7 @@ from vqbench.weights import check_weights, fetch_again, locate
 if TYPE_CHECKING:
     from vqbench.jobs import Finished, Job
 
-Slices = namedtuple("Slices", ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"])
+Slices = namedtuple("Slices", ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"])  # as specs.SLICES
 
 
 class PhotoClassifier(nn.Module):

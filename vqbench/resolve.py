@@ -33,11 +33,17 @@ class Overlay:
         self.tokens: dict[str, Any] = data.get("tokens", {})
         self.resources: dict[str, dict[str, Any]] = data.get("resources") or {}
         self._datasets: dict[str, str] = data.get("datasets") or {}
+        self._teachers: dict[str, str] = data.get("teachers") or {}
         self._kinds: dict[str, dict[str, Any]] = {k: data.get(k) or {} for k in ("tokenizers", "generators", "samples")}
 
     def dataset(self, name: str) -> str:
         """The data set that stands for `name` at this scale."""
         return self._datasets.get(name, name)
+
+    def teacher(self, name: str) -> tuple[str, str]:
+        """The pretrained network that stands for a teacher at this scale, and its layer ("" where it has one alone)."""
+        network, _, layer = self._teachers.get(name, name).partition("/")
+        return network, layer
 
     def options(self, kind: str, family: str, options: dict[str, Any]) -> dict[str, Any]:
         """`options` with the scale's replacements."""
@@ -150,7 +156,7 @@ def resolve_tokenizer(
     defaults = {**own["literals"]["OPTIONS"], **_known(recipe.pop("options", {}), own["literals"]["OPTIONS"], where)}
     checked = {"downsample": common.get("downsample", 16), **defaults, **own["options"]}
     _check_options(checked, {"downsample": 16, **defaults}, where)
-    options = overlay.options("tokenizers", family, checked)
+    options = _fitted(overlay.options("tokenizers", family, checked), checked)
     downsample = options.pop("downsample")
     recipe = overlay.training("tokenizers", family, _merge(recipe, common.get("training", {})))
     _check_terms(recipe.get("weights", {}), {*TERMS, *own["literals"].get("TERMS", ())}, where)
@@ -260,6 +266,14 @@ def _split(entry: dict[str, Any], common: set[str], room: Room, where: str) -> d
         "family": family,
         "literals": found,
     }
+
+
+def _fitted(options: dict[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """A scale states multipliers for one downsampling; a tokenizer that downsamples less takes the last of them."""
+    levels = int(options["downsample"]).bit_length()
+    if options.get("multipliers") != stated.get("multipliers"):
+        options["multipliers"] = list(options["multipliers"])[-levels:]
+    return options
 
 
 def _known(options: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:

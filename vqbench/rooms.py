@@ -41,6 +41,12 @@ def family_literals(room: Room, family: str, where: str) -> dict[str, Any]:
     return found
 
 
+def needs(family: str) -> dict[str, dict[str, Any]]:
+    """The ``NEEDS`` literal of a tokenizer family: option -> the kind of artifact that it names, and what must match."""
+    found: dict[str, dict[str, Any]] = family_literals("tokenizers", family, "tokenizer").get("NEEDS", {})
+    return found
+
+
 @lru_cache(maxsize=256)
 def literals(path: Path, _mtime: int) -> dict[str, Any]:
     """``NAME = <literal>`` assignments at the top level of a file."""

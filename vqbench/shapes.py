@@ -43,6 +43,7 @@ class PaperShape(Spec):
 
     paper: Any = None
     title: str = ""
+    codebooks: Entries | None = None
     tokenizers: Entries | None = None
     generators: Entries | None = None
     samples: Entries | None = None
@@ -77,6 +78,7 @@ class ScaleShape(Spec):
     protocol: str
     roles: dict[Literal["judge", "perceptual", "teacher"], str]
     datasets: dict[str, str] | None = None
+    teachers: dict[str, str] | None = None
     threads: int = Field(default=1, gt=0)
     tokens: dict[str, Any] = Field(default_factory=dict)
     resources: dict[str, Asked] | None = None
@@ -92,7 +94,7 @@ def check_paper(paper: str, data: dict[str, Any]) -> None:
         SpecError: names file, key and value.
     """
     parse(PaperShape, data, f"{paper}.yaml")
-    for part in ("tokenizers", "generators", "samples", "tables", "figures"):
+    for part in ("codebooks", "tokenizers", "generators", "samples", "tables", "figures"):
         check_names(data.get(part) or {}, f"{paper}.yaml: {part}")
 
 

@@ -15,6 +15,7 @@ from vqbench.errors import SpecError, nearest
 
 Layout = Literal["raster", "channel", "multiscale"]
 Role = Literal["judge", "perceptual", "teacher"]
+SLICES = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")  # of the embedded classifier, under VGG-16's names
 
 
 class Spec(BaseModel):
@@ -126,8 +127,9 @@ class PretrainedSpec(Spec):
     """One pretrained network in one of the three roles (judge, perceptual, teacher)."""
 
     kind: Literal[
-        "inception-v3", "lpips-vgg16", "lpips-alexnet", "vgg16", "dinov2-vitl14", "clip-vitb32", "photo-classifier"
-    ]
+        "inception-v3", "lpips-vgg16", "lpips-alexnet", "vgg16", "dinov2-vitl14", "clip-vitb32", "clip-vitl14",
+        "clip-vitb16", "clip-rn50", "photo-classifier",
+    ]  # fmt: skip
     url: str | None = Field(default=None, pattern=r"^https://")
     filename: str | None = Field(
         default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="in torch's hub cache"
@@ -139,6 +141,34 @@ class PretrainedSpec(Spec):
     training: TrainingSpec | None = None
     threads: int = 1
     seed: int = 0
+
+
+class FeaturesSpec(Spec):
+    """A teacher's patch features of a training split: `grid` x `grid` vectors of length `dim` an image."""
+
+    teacher: str
+    network: str = Field(description="the pretrained network that is the teacher at this scale")
+    layer: str = Field(default="", description="slice of the embedded classifier; a real teacher has one map alone")
+    dataset: str
+    grid: int = Field(gt=0)
+    dim: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    threads: int = Field(default=1, gt=0)
+
+
+class CodebookSpec(Spec):
+    """A codebook that is made before any tokenizer trains: ``num_codes`` vectors of length ``code_dim``."""
+
+    method: Literal["kmeans", "kmeans-per-class", "random-features", "random"]
+    num_codes: int = Field(gt=0)
+    code_dim: int = Field(gt=0, description="of features, the teacher's")
+    teacher: str = ""
+    dataset: str = Field(default="", description="whose training split the teacher has seen")
+    classes: int = Field(default=1, gt=0, description="that are clustered one by one")
+    passes: int = Field(default=10, gt=0, description="of k-means over all features")
+    batch_size: int = Field(default=4096, gt=0, description="features of one update; never fewer than clusters")
+    seed: int = 0
+    threads: int = Field(default=1, gt=0)
 
 
 class TokenizerSpec(Spec):

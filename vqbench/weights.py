@@ -63,7 +63,8 @@ def locate(spec: PretrainedSpec) -> Path:
     if not path.is_file():
         raise MissingWeights(
             f"weights '{spec.filename}' are not in {path.parent}: fetch {spec.url} there "
-            f"(vqbench fetch-weights does), its SHA-256 {_known_digest(spec)}"
+            f"(vqbench fetch-weights does), its SHA-256 {_known_digest(spec)}; without them the demo scale runs, on "
+            "networks that it trains itself (--scale demo)"
         )
     return path
 

@@ -10,6 +10,7 @@ from helpers import copy_clone
 TABLE = "results/tiny/table6b.csv"
 SLURM = ("--profile", "slurm", "--jobs", "6", "--slurm-init-seconds-before-status-checks", "2")
 ON_GPU = {
+    "features",
     "tokenizer",
     "tokens",
     "latents",

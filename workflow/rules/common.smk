@@ -46,6 +46,8 @@ wildcard_constraints:
     paper="|".join(re.escape(p) for p in NAMED.papers),
     table="[0-9]+[a-z]*",
     figure="[a-z0-9-]+",
+    teacher="[^/]+",
+    codebook="[^/]+",
     tokenizer="[^/]+",
     generator="[^/]+",
     samples="[^/]+",
@@ -53,6 +55,18 @@ wildcard_constraints:
     pretrained="[^/]+",
     split="train|validation",
 
+
+# Wildcards in the order in which a kind's name is written: at most a few of them are a rule's.
+WILDCARDS = (
+    "pretrained",
+    "teacher",
+    "codebook",
+    "tokenizer",
+    "samples",
+    "generator",
+    "dataset",
+    "split",
+)
 
 # Scales that this DAG has jobs of.
 IN_USE = set()
@@ -69,11 +83,7 @@ def bench_of(root):
 @user_errors
 def key_of(kind, wc):
     """(kind, name) from a job's wildcards, in the order in which the kind's name is written."""
-    parts = [
-        getattr(wc, w)
-        for w in ("pretrained", "tokenizer", "samples", "generator", "dataset", "split")
-        if hasattr(wc, w)
-    ]
+    parts = [getattr(wc, w) for w in WILDCARDS if hasattr(wc, w)]
     return kind, "/".join(parts)
 
 

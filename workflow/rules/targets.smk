@@ -12,6 +12,7 @@ for name in NAMED.papers:
 
 
 for kind, runs in (
+    ("codebook", NAMED.codebooks),
     ("tokenizer", NAMED.tokenizers),
     ("generator", NAMED.generators),
     ("samples", NAMED.samples),
