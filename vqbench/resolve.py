@@ -21,7 +21,7 @@ class Overlay:
     """
 
     SIZES: ClassVar = {"steps", "batch_size", "micro_batch", "schedule", "precision", "tf32", "compile", "recompute",
-                       "checkpoint_every"}  # fmt: skip
+                       "checkpoint_every", "usage_every"}  # fmt: skip
 
     def __init__(self, data: dict[str, Any], scale: str) -> None:
         parse(ScaleShape, data, f"scales/{scale}.yaml")

@@ -112,6 +112,7 @@ class TrainingSpec(Spec):
         default=False, description="activation checkpointing: blocks run again in the backward pass"
     )
     checkpoint_every: int = Field(default=1000, gt=0)
+    usage_every: int = Field(default=0, ge=0, description="steps by which a tokenizer's usage is counted; 0: an epoch")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_drop: float = Field(default=0.0, ge=0, le=1)
 
