@@ -93,7 +93,12 @@ def main(run: str, folder: Path) -> None:
     if distributed.rank() == 0:
         extras = {n: m.state_dict() for n, m in trainer.task.extras.items()}
         assert isinstance(trainer.task, TokenizerTask)
-        found = {"rows": trainer.rows, "weights": trainer.weights(), "extras": extras, "usage": trainer.task.usage.csv()}
+        found = {
+            "rows": trainer.rows,
+            "weights": trainer.weights(),
+            "extras": extras,
+            "usage": trainer.task.usage.csv(),
+        }
         torch.save(found, folder / "found.pt")
     distributed.leave()
 

@@ -157,6 +157,7 @@ def _add_steps(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-
         ("train-generator", "generator", "generator", "Train a generator on a tokenizer's tokens.",
          "train-generator cq-b-k16384 --scale demo"),
         ("sample", "samples", "samples", "Sample images from a generator.", "sample cq-b-k16384-s10 --scale demo"),
+        ("usage", "train-usage", "tokenizer", "Codes that all training images use.", "usage cq-k16384 --scale demo"),
         ("probe", "probe", "tokenizer", "Linear probing of a frozen tokenizer.", "probe cq-k16384 --scale demo"),
         ("controls", "controls", "tokenizer", "Score controls: real, identity, random codes.", "controls cq-k16384 --scale demo"),
     ]  # fmt: skip

@@ -41,6 +41,7 @@ KINDS = {
     "reference": ("references", "vqbench.eval.reference"),
     "tokenizer-scores": ("scores/tokenizers", "vqbench.eval.score_tokenizer"),
     "sample-scores": ("scores/samples", "vqbench.eval.score_samples"),
+    "train-usage": ("scores/usage", "vqbench.eval.score_usage"),
     "probe": ("scores/probes", "vqbench.eval.probe"),
     "controls": ("scores/controls", "vqbench.eval.controls"),
 }
@@ -188,6 +189,12 @@ class Graph:
         upstream = [("samples", name), ("tokens", tokens), ("reference", f"{dataset}/train"),
                     ("pretrained", self.role("judge"))]  # fmt: skip
         return plain, (), upstream
+
+    def _step_train_usage(self, tokenizer: str) -> Any:
+        spec = self._get("tokenizer", self.tokenizers, tokenizer)
+        plain = {"tokenizer": tokenizer, "dataset": spec.dataset, "protocol": self.protocol,
+                 "tokens": spec.tokens.model_dump(mode="json")}  # fmt: skip
+        return plain, (), [("tokens", f"{tokenizer}/{spec.dataset}/train")]
 
     def _step_probe(self, tokenizer: str) -> Any:
         spec = self._get("tokenizer", self.tokenizers, tokenizer)

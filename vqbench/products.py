@@ -45,6 +45,12 @@ class RowSpecs:
         return found | (self.samples.sampler if self.samples else {})
 
 
+def of_training_images(metric: str) -> bool:
+    """Whether a tokenizer's number is that of the training images: ``usage_train``, ``perplexity_train``. Sample scores hold
+    it too; of a tokenizer it is a step of its own, which a table's column asks for."""
+    return metric.endswith("_train")
+
+
 @dataclass(frozen=True)
 class Table:
     paper: str
@@ -150,6 +156,9 @@ class Products(Graph):
         if "tokenizer" in row.run:
             own = self.tokenizers[row.run["tokenizer"]].dataset
             for column in metrics:
+                if of_training_images(column["metric"]):
+                    keys.append(("train-usage", row.run["tokenizer"]))
+                    continue
                 dataset = self.overlay.dataset(column["on"]) if "on" in column else own
                 if dataset in (own, *self.ood(row.run["tokenizer"])):
                     keys.append(("tokenizer-scores", f"{row.run['tokenizer']}/{dataset}"))

@@ -51,7 +51,9 @@ def rows(usage: EpochUsage) -> list[dict[str, float]]:
 def test_the_counts_are_those_of_the_ids_that_were_trained_on(make_spec: Callable[..., Any], tmp_path: Path) -> None:
     run, usage = trainer(make_spec("vq", num_codes=64), tmp_path)
     run.run()
-    by_epoch = [np.concatenate(usage.ids[start : start + 8]) for start in (0, 8)]  # two micro-batches a step, four steps
+    by_epoch = [
+        np.concatenate(usage.ids[start : start + 8]) for start in (0, 8)
+    ]  # two micro-batches a step, four steps
     counts = [len(np.unique(ids)) for ids in by_epoch]
     assert len(usage.ids) == 22 and counts[0] != counts[1], "the ids of both epochs, and three steps that are no epoch"
     assert [(r["epoch"], r["step"], r["used"]) for r in rows(usage)] == [(1, 4, counts[0]), (2, 8, counts[1])]
