@@ -133,6 +133,8 @@ def _worst_first(state: str) -> int:
 def _key_of(bench: Bench, row: Row, specs: RowSpecs, source: Mapping[str, str]) -> Key:
     if "samples" in row.run:
         return "sample-scores", row.run["samples"]
+    if "classifier" in row.run:
+        return "classifier-scores", row.run["classifier"]
     if of_training_images(source["metric"]):
         return "train-usage", row.run.get("tokenizer", "")
     dataset = (

@@ -14,7 +14,7 @@ SHOWS = {
     "reconstructions": ("tokenizer",),
     "samples": ("samples",),
     "codebook": ("tokenizer",),
-    "losses": ("tokenizer", "generator"),
+    "losses": ("tokenizer", "generator", "classifier"),
 }
 
 
@@ -41,6 +41,7 @@ def run_key(bench: Bench, figure: Figure, run: str) -> Key:
         "tokenizer": bench.tokenizers,
         "generator": bench.generators,
         "samples": bench.samples,
+        "classifier": bench.classifiers,
     }
     found = next((kind for kind, runs in kinds.items() if run in runs), None)
     if found not in SHOWS[figure.kind]:

@@ -33,12 +33,14 @@ class EpochUsage(nn.Module):
         super().__init__()
         self.ends = epoch_ends(training, images)
         shape = (tokens.num_slots, tokens.num_codes)
-        self.step = nn.Buffer(torch.zeros((), dtype=torch.int64))  # steps done
-        self.epoch = nn.Buffer(torch.zeros((), dtype=torch.int64))  # epochs ended
-        self.hit = nn.Buffer(torch.zeros(shape, dtype=torch.bool))  # (Q, K), in the epoch that runs
-        self.epochs = nn.Buffer(torch.zeros(shape, dtype=torch.int32))  # (Q, K): epochs in which each code was hit
+        self.step: Tensor = nn.Buffer(torch.zeros((), dtype=torch.int64))  # steps done
+        self.epoch: Tensor = nn.Buffer(torch.zeros((), dtype=torch.int64))  # epochs ended
+        self.hit: Tensor = nn.Buffer(torch.zeros(shape, dtype=torch.bool))  # (Q, K), in the epoch that runs
+        self.epochs: Tensor = nn.Buffer(
+            torch.zeros(shape, dtype=torch.int32)
+        )  # (Q, K): epochs in which each code was hit
         # Codes that were hit in each epoch: by any slot, then by each.
-        self.used = nn.Buffer(torch.zeros((len(self.ends), 1 + tokens.num_slots), dtype=torch.int64))
+        self.used: Tensor = nn.Buffer(torch.zeros((len(self.ends), 1 + tokens.num_slots), dtype=torch.int64))
         self._now: Tensor | None = None  # (Q, K) int32, by this process in the step that runs
 
     def add(self, ids: Tensor) -> None:

@@ -15,9 +15,17 @@ from vqbench.clone import CLONE, WORKFLOW, read_yaml, scale_of, scale_root, scal
 from vqbench.errors import ArtifactError, SpecError, nearest
 from vqbench.graph import KINDS, TRAINED, Key, Step
 from vqbench.products import FIRST_PAPER, Figure, Products, Row, Table
-from vqbench.resolve import Overlay, resolve_generator, resolve_samples, resolve_tokenizer, resolve_training
+from vqbench.resolve import KINDS as RUNS
+from vqbench.resolve import (
+    Overlay,
+    resolve_classifier,
+    resolve_generator,
+    resolve_samples,
+    resolve_tokenizer,
+    resolve_training,
+)
 from vqbench.shapes import NAME, check_names, check_paper, understood
-from vqbench.specs import DatasetSpec, GeneratorSpec, PretrainedSpec, SampleSpec, TokenizerSpec, parse
+from vqbench.specs import ClassifierSpec, DatasetSpec, GeneratorSpec, PretrainedSpec, SampleSpec, TokenizerSpec, parse
 
 __all__ = [
     "CLONE", "FIRST_PAPER", "KINDS", "TRAINED", "WORKFLOW", "Bench", "Figure", "Key", "Row", "Step", "Table", "bench",
@@ -46,6 +54,7 @@ class Bench(Products):
         self.tokenizers: dict[str, TokenizerSpec] = {}
         self.generators: dict[str, GeneratorSpec] = {}
         self.samples: dict[str, SampleSpec] = {}
+        self.classifiers: dict[str, ClassifierSpec] = {}
         self._owner: dict[str, str] = {}
         for paper, data in self.papers.items():
             self._read_runs(paper, data)
@@ -65,7 +74,7 @@ class Bench(Products):
 
     def _read_runs(self, paper: str, data: dict[str, Any]) -> None:
         check_paper(paper, data)
-        for kind in ("tokenizers", "generators", "samples"):
+        for kind in RUNS:
             for run_id, entry in (data.get(kind) or {}).items():
                 where = f"{paper}.yaml: {kind[:-1] if kind != 'samples' else kind} '{run_id}'"
                 if run_id in self._owner:
@@ -82,6 +91,10 @@ class Bench(Products):
             self.tokenizers[run_id] = resolve_tokenizer(entry, self.datasets, self.recipes, self.overlay, where)
         elif kind == "generators":
             self.generators[run_id] = resolve_generator(
+                entry, self.tokenizers, self.datasets, self.recipes, self.overlay, where
+            )
+        elif kind == "classifiers":
+            self.classifiers[run_id] = resolve_classifier(
                 entry, self.tokenizers, self.datasets, self.recipes, self.overlay, where
             )
         else:
@@ -101,6 +114,7 @@ def score_keys(bench: Bench) -> list[Key]:
     for name in bench.tokenizers:
         keys += [*bench.own_scores("tokenizer", name), ("probe", name)]
     keys += [("sample-scores", name) for name in bench.samples]
+    keys += [("classifier-scores", name) for name in bench.classifiers]
     asked = (key for table in bench.tables.values() for key in bench.table_keys(table))
     keys += dict.fromkeys(key for key in asked if key[0] == "train-usage")
     controlled = [name for data in bench.papers.values() for name in data.get("controls", ())]

@@ -15,8 +15,8 @@ from vqbench.specs import GeneratorSpec, SampleSpec, TokenizerSpec, digest_of
 
 # Copies of the weights on disk while training: the result, and two checkpoints of weights, EMA and Adam's two moments.
 PEAK = 9
-ESTIMATED = ("tokenizer", "generator", "samples", "tokens", "latents", "reconstruction")
-WHAT = ("tokenizers", "generators", "samples", "tables", "figures")
+ESTIMATED = ("tokenizer", "generator", "classifier", "samples", "tokens", "latents", "reconstruction")
+WHAT = ("tokenizers", "generators", "samples", "classifiers", "tables", "figures")
 
 
 def listing(found: Bench, what: str) -> str:
@@ -46,6 +46,11 @@ def _listed(found: Bench, part: str) -> list[str]:
         ]
     if part == "generators":
         return [f"  {name:24} {s.family:10} on {s.tokenizer}" for name, s in found.generators.items()]
+    if part == "classifiers":
+        return [
+            f"  {name:24} ViT {s.network.layers} x {s.network.width} on {s.tokenizer}"
+            for name, s in found.classifiers.items()
+        ]
     return [f"  {name:24} {s.count} images of {s.generator}" for name, s in found.samples.items()]
 
 
@@ -68,10 +73,11 @@ def target_keys(target: str, scale: str) -> tuple[Bench, list[Key]]:
     found = bench(scale)
     if target in found.papers:
         return found, [k for t in found.tables.values() if t.paper == target for k in found.table_keys(t)]
-    for kind, runs in (("tokenizer", found.tokenizers), ("generator", found.generators), ("samples", found.samples)):
+    for kind, runs in (("tokenizer", found.tokenizers), ("generator", found.generators), ("samples", found.samples),
+                       ("classifier", found.classifiers)):  # fmt: skip
         if target in runs:
             return found, [(kind, target), *found.own_scores(kind, target)]
-    known = [*found.papers, *found.tokenizers, *found.generators, *found.samples]
+    known = [*found.papers, *found.tokenizers, *found.generators, *found.samples, *found.classifiers]
     raise SpecError(f"no target '{target}'; {nearest(target, known)}")
 
 
@@ -124,6 +130,11 @@ def estimate(found: Bench, key: Key) -> tuple[int, float, float]:
         seen = spec.training.steps * spec.training.batch_size
         weights, forward, _ = _generator_costs(spec)
         return seen, 3 * forward * seen, PEAK * 4.0 * weights
+    if kind == "classifier":
+        from vqbench.eval.token_classifier import forward_flops
+
+        seen, (flops, count) = spec.training.steps * spec.training.batch_size, forward_flops(spec)
+        return seen, 3 * flops * seen, PEAK * 4.0 * count
     if kind == "samples":
         return _samples_estimate(found, spec)
     images = found.datasets[spec.dataset].sizes[spec.split] * (1 if kind == "reconstruction" else spec.views)

@@ -44,6 +44,7 @@ wildcard_constraints:
     figure="[a-z0-9-]+",
     tokenizer="[^/]+",
     generator="[^/]+",
+    classifier="[^/]+",
     samples="[^/]+",
     dataset="[^/]+",
     pretrained="[^/]+",
@@ -67,7 +68,15 @@ def key_of(kind, wc):
     """(kind, name) from a job's wildcards, in the order in which the kind's name is written."""
     parts = [
         getattr(wc, w)
-        for w in ("pretrained", "tokenizer", "samples", "generator", "dataset", "split")
+        for w in (
+            "pretrained",
+            "tokenizer",
+            "samples",
+            "generator",
+            "classifier",
+            "dataset",
+            "split",
+        )
         if hasattr(wc, w)
     ]
     return kind, "/".join(parts)
