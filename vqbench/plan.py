@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from vqbench.artifacts import write_json
+from vqbench.artifacts import read_json, write_json
 from vqbench.cluster import estimates_path, hours_of
 from vqbench.errors import SpecError, nearest
 from vqbench.papers import Bench, Key, bench, scale_of, score_keys
@@ -51,7 +51,16 @@ def _listed(found: Bench, part: str) -> list[str]:
             f"  {name:24} ViT {s.network.layers} x {s.network.width} on {s.tokenizer}"
             for name, s in found.classifiers.items()
         ]
-    return [f"  {name:24} {s.count} images of {s.generator}" for name, s in found.samples.items()]
+    return [
+        f"  {name:24} {s.count} images of {s.generator}{_latency(found, name)}" for name, s in found.samples.items()
+    ]
+
+
+def _latency(found: Bench, name: str) -> str:
+    """Seconds an image took where the set was sampled; it is that machine's, so no table has it."""
+    path = Path(found.folder(("samples", name))) / "run.json"
+    run = read_json(path) if path.is_file() else {}
+    return f", {run['seconds_per_image']:.3g} s an image on {run['device']}" if "seconds_per_image" in run else ""
 
 
 def target_keys(target: str, scale: str) -> tuple[Bench, list[Key]]:
