@@ -9,7 +9,7 @@ from pathlib import Path
 from vqbench.changes import note
 from vqbench.cluster import ASKED, asks, small
 from vqbench.errors import UserError
-from vqbench.eval.figure_inputs import figure_keys
+from vqbench.eval.figure_inputs import ABOUT, figure_keys
 from vqbench.papers import bench, scale_of, scale_root, scales, score_keys
 
 # `vqbench` in a shell command is the one beside the Python that reads this, activated or not. A prefix and no parameter:
@@ -159,6 +159,13 @@ def figure_inputs(wc):
         found.manifest(k)
         for k in figure_keys(found, found.figure(f"{wc.paper}/{wc.figure}"))
     ]
+
+
+@user_errors
+def figure_about(wc):
+    """What the report says of a figure: its title, and how its kind is read."""
+    figure = bench_of(wc.root).figure(f"{wc.paper}/{wc.figure}")
+    return f"{figure.title}. {ABOUT.get(figure.kind, '')}".strip()
 
 
 def scores_inputs(wc):

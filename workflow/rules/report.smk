@@ -64,10 +64,11 @@ rule figure:
     conda:
         "../../environment.yml"
     resources:
-        **drawn(mem_mb=2000, runtime=30),
+        **drawn(mem_mb=4000, runtime=120),
     params:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).figure_digest(f"{wc.paper}/{wc.figure}"),
+        about=figure_about,
     shell:
         "vqbench figure {wildcards.paper}/{wildcards.figure} --scale {params.scale:q} 2> {log:q}"
 
