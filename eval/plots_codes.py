@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vqbench.eval.figure_inputs import figure_runs
 from vqbench.eval.figure_style import new_figure
 from vqbench.eval.plots_images import spread
-from vqbench.eval.plots_usage import training_counts
+from vqbench.eval.plots_usage import boxed, training_counts
 from vqbench.jobs import finished
 from vqbench.papers import Bench, Figure
 
@@ -71,7 +71,7 @@ def plot_maps(maps: list[Map]) -> Any:
             axes.scatter(*one.places[which].T, s=3, lw=0, color=COLOURS[name], label=name, rasterized=True)
         shown = "" if len(one.places) == one.codes else f", {len(one.places)} shown"
         axes.set(title=f"{one.run}\n{100 * one.share:.1f}% of {one.codes} active{shown}", xticks=[], yticks=[])
-        axes.grid(False)
+        boxed(axes)
     for spare in panels[len(maps) :]:
         spare.remove()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=3)

@@ -127,14 +127,14 @@ def plot_replaced(data: Replaced) -> Any:
     width = new_figure(1.0).get_size_inches()[0] - LABELS - MARGIN
     unit = width / columns
     figure = new_figure(PLOT + 0.75 + rows * unit + MARGIN, layout=None)
-    axes = place(figure, LABELS, 0.1, width, PLOT - 0.2)
+    axes = place(figure, LABELS, 0.3, width, PLOT - 0.4)
     for i, (run, values) in enumerate(data.psnr.items()):
         axes.plot(range(len(values)), values, marker=MARKERS[i % len(MARKERS)], label=run, **look(i))
     axes.set(
         ylabel=f"PSNR (dB), {len(data.originals)} images", xlabel="each token replaced by its M-th nearest code: M"
     )
     axes.set_xticks(range(len(data.ranks)), [str(rank) for rank in data.ranks])
-    axes.legend(loc="upper right")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     sheet = place(figure, LABELS, PLOT + 0.7, columns * unit, rows * unit)
     for row, pictures in enumerate(data.pictures.values()):
         for number in range(min(SHOWN, len(data.originals))):

@@ -38,7 +38,7 @@ def open_curves(bench: Bench, figure: Figure, base: Path) -> list[Curve]:
     for _, run in figure_runs(bench, figure):
         frame = pd.read_csv(finished(bench, ("tokenizer", run), base).file("usage.csv"))
         steps = bench.tokenizers[run].training.usage_every
-        unit = f"{steps} training steps" if steps else "training epoch"
+        unit = f"training, in units of {steps} steps" if steps else "training epoch"
         curves.append(Curve(run, frame["epoch"].tolist(), frame["share"].tolist(), unit))
     return curves
 
@@ -119,15 +119,21 @@ def plot_frequencies(found: list[Frequencies]) -> Any:
         yscale="log", xlim=(0, 100), xlabel="codes in falling order (% of the codebook)", ylabel="frequency / uniform"
     )
     axes.legend(loc="upper right")
-    panels = list(below.subplots(rows, PIXELS, squeeze=False).flat)
+    panels = list(below.subplots(rows, min(PIXELS, len(found)), squeeze=False).flat)
     for axes, one in zip(panels, found, strict=False):
         shown = axes.imshow(pixels(one.epochs), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
         axes.set(title=one.run, xticks=[], yticks=[])
-        axes.grid(False)
+        boxed(axes)
     for spare in panels[len(found) :]:
         spare.set_axis_off()
     below.colorbar(shown, ax=panels, label="share of epochs", shrink=0.8)
     return figure
+
+
+def boxed(axes: Any) -> None:
+    """A panel whose axes mean nothing: a frame, no grid."""
+    axes.grid(False)
+    axes.spines[:].set_visible(True)
 
 
 def sorted_frequencies(counts: np.ndarray) -> np.ndarray:

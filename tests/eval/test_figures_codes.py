@@ -33,8 +33,10 @@ def test_the_lines_are_the_shares_of_the_file(bench: Bench, tmp_path: Path) -> N
     assert [list(line.get_xdata()) for line in axes.lines] == [[1, 2]] * 2
     assert [list(line.get_ydata()) for line in axes.lines] == [[5.0, 10.0]] * 2
     assert axes.get_xlabel() == "training epoch"
-    by_steps = plots_usage.plot_curves([plots_usage.Curve("a", [1], [0.5], "56 training steps")])
-    assert by_steps.axes[0].get_xlabel() == "56 training steps"
+    by_steps = plots_usage.plot_curves(
+        [plots_usage.Curve("a", [1], [0.5], "units"), plots_usage.Curve("b", [1, 2], [0, 0], "training epoch")]
+    )
+    assert by_steps.axes[0].get_xlabel() == "units or training epoch"
 
 
 def test_a_training_shorter_than_an_epoch_says_so() -> None:
