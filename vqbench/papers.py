@@ -115,8 +115,6 @@ def score_keys(bench: Bench) -> list[Key]:
         keys += [*bench.own_scores("tokenizer", name), ("probe", name)]
     keys += [("sample-scores", name) for name in bench.samples]
     keys += [("classifier-scores", name) for name in bench.classifiers]
-    asked = (key for table in bench.tables.values() for key in bench.table_keys(table))
-    keys += dict.fromkeys(key for key in asked if key[0] == "train-usage")
     controlled = [name for data in bench.papers.values() for name in data.get("controls", ())]
     return keys + [("controls", name) for name in controlled]
 

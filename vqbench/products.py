@@ -180,6 +180,15 @@ class Products(Graph):
     def table_keys(self, table: Table) -> list[Key]:
         return list(dict.fromkeys(k for row in table.rows for k in self.row_keys(table, row)))
 
+    @cached_property
+    def _asked(self) -> set[Key]:
+        return {key for table in self.tables.values() for key in self.table_keys(table)}
+
+    def own_scores(self, kind: str, name: str) -> list[Key]:
+        """The score artifacts of one run; usage over the training images where a table asks for it."""
+        usage = [("train-usage", name)] if kind == "tokenizer" else []
+        return super().own_scores(kind, name) + [key for key in usage if key in self._asked]
+
     def table_digest(self, table: Table) -> str:
         """What a table is made from, its scores aside: its declaration, its runs' specs, and the code that writes it."""
         specs = [self.row_specs(r) for r in table.rows]

@@ -57,6 +57,9 @@ def test_a_column_asks_for_it_and_nothing_else_does(bench: Bench) -> None:
     asked = [key for key in score_keys(bench) if key[0] == "train-usage"]
     assert asked == [("train-usage", "llamagen-d8")]
     assert set(bench.table_keys(bench.tables["cq/8"])) == {*asked, ("tokenizer-scores", "llamagen-d8/photos")}
+    assert (
+        asked[0] in bench.own_scores("tokenizer", "llamagen-d8") and len(bench.own_scores("tokenizer", "cq-k1024")) == 1
+    )
     assert bench.step(asked[0]).upstream == (("tokens", "llamagen-d8/photos/train"),)
     assert bench.table_keys(bench.tables["cq/9"]) == [("sample-scores", "cq-l-k16384-s10")], (
         "their scores hold it already"
