@@ -22,6 +22,7 @@ from vqbench.specs import ClassifierSpec, TokenSpec, TrainingSpec, VitSpec
 from vqbench.tokenizers.quantizers.codebook import VectorQuantizer
 
 NAME = "vqgan-k1024-vit"
+PRODUCTS = ("results/tiny/second/table1.csv", "results/tiny/second/figures/fig3.pdf")
 TRAINING = TrainingSpec.model_validate({
     "steps": 3, "batch_size": 4, "micro_batch": 4, "optimizer": {"name": "adamw", "lr": 1e-3, "betas": (0.9, 0.99)},
     "weights": {"cross_entropy": 1.0},
@@ -35,20 +36,22 @@ def spec(side: int = 4, **network: Any) -> ClassifierSpec:
 
 
 def declare(clone: Path, **changes: Any) -> None:
-    """A classifier, and a table with its accuracy."""
-    path = clone / "workflow" / "papers" / "cq.yaml"
-    paper = yaml.safe_load(path.read_text())
-    paper["classifiers"] = {NAME: {"tokenizer": "vqgan-k1024", "weights": "mae-vitb16", **changes}}
-    paper["tables"]["8"] = {"title": "Classification", "columns": {"Top-1": {"metric": "top1"}, "K": {"fact": "num_codes"},
-                            "Width": {"fact": "width"}}, "rows": {"FC": {"classifier": NAME}}}  # fmt: skip
-    path.write_text(yaml.safe_dump(paper, sort_keys=False, allow_unicode=True))
+    """A second paper: a classifier, a table with its accuracy, and a figure."""
+    paper = {
+        "paper": "second", "title": "A second paper",
+        "classifiers": {NAME: {"tokenizer": "vqgan-k1024", "weights": "mae-vitb16", **changes}},
+        "tables": {"1": {"title": "Classification", "rows": {"FC": {"classifier": NAME}}, "columns": {
+            "Top-1": {"metric": "top1"}, "K": {"fact": "num_codes"}, "Width": {"fact": "width"}}}},
+        "figures": {"fig3": {"title": "Utilization", "kind": "usage-over-epochs", "runs": {"tokenizers": ["vqgan-k1024"]}}},
+    }  # fmt: skip
+    (clone / "workflow" / "papers" / "second.yaml").write_text(yaml.safe_dump(paper, sort_keys=False))
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clone = copy_clone(tmp_path_factory.mktemp("classifier") / "clone")
     declare(clone)
-    done = snakemake(clone, "results/tiny/table8.csv", NAME, "--config", "scale=tiny", "--show-failed-logs")
+    done = snakemake(clone, *PRODUCTS, NAME, "--config", "scale=tiny", "--show-failed-logs")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-4000:]
     return clone
 
@@ -77,8 +80,8 @@ def test_the_accuracy_in_the_table_is_a_true_count(ran: Path) -> None:
             right += int(model.eval()(latents).argmax()) == label
     entry = json.loads((store(ran, "classifier-scores", NAME) / "scores.json").read_text())["metrics"]["top1"]
     assert entry["value"] == pytest.approx(100 * right / 48) and entry["n"] == 48
-    table = (ran / "results/tiny/table8.csv").read_text()
-    assert f"{entry['value']:.1f}%" in table and NAME in table
+    table = (ran / PRODUCTS[0]).read_text()
+    assert f"{entry['value']:.1f}%" in table and NAME in table and ",16," in table
 
 
 def test_two_processes_give_the_same_bytes(ran: Path) -> None:
@@ -89,6 +92,13 @@ def test_two_processes_give_the_same_bytes(ran: Path) -> None:
     done = vqbench(ran, "train-classifier", NAME, "--scale", "tiny", "--processes", "2")
     assert done.returncode == 0, done.stderr
     assert json.loads(path.read_text()) == before
+
+
+def test_the_report_says_how_a_figure_is_read(ran: Path) -> None:
+    done = snakemake(ran, "--report", "report.html", PRODUCTS[1], "--config", "scale=tiny")
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = (ran / "report.html").read_text()
+    assert "Utilization. Share of the codebook that the training ids of each epoch hit" in text
 
 
 def test_it_is_listed_planned_and_refused_with_the_mend(clone: Path) -> None:

@@ -10,7 +10,7 @@ from vqbench.changes import note
 from vqbench.cluster import ASKED, asks, small
 from vqbench.errors import UserError
 from vqbench.eval.figure_inputs import ABOUT, figure_keys
-from vqbench.papers import bench, scale_of, scale_root, scales, score_keys
+from vqbench.papers import FIRST_PAPER, bench, scale_of, scale_root, scales, score_keys
 
 # `vqbench` in a shell command is the one beside the Python that reads this, activated or not. A prefix and no parameter:
 # the path of an environment must not re-run anything. $PPID is the Snakemake that runs the job: with it the job ends.
@@ -142,9 +142,14 @@ def settle_tables():
             )
 
 
+def table_name(wc):
+    """<paper>/<id>; the first paper's tables lie at the root."""
+    return f"{getattr(wc, 'paper', FIRST_PAPER)}/{wc.table}"
+
+
 @user_errors
 def table_of(wc):
-    return bench_of(wc.root).table(f"{getattr(wc, 'paper', 'cq')}/{wc.table}")
+    return bench_of(wc.root).table(table_name(wc))
 
 
 def table_inputs(wc):

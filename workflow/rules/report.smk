@@ -25,9 +25,10 @@ rule table:
         **drawn(),
     params:
         scale=scale,
+        name=table_name,
         digest=lambda wc: bench_of(wc.root).table_digest(table_of(wc)),
     shell:
-        "vqbench table cq/{wildcards.table} --scale {params.scale:q} 2> {log:q}"
+        "vqbench table {params.name:q} --scale {params.scale:q} 2> {log:q}"
 
 
 use rule table as paper_table with:
