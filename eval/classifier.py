@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqbench.eval.token_classifier import TokenClassifier, build_classifier
+from vqbench.eval.token_classifier import TokenClassifier
 from vqbench.jobs import Job
 from vqbench.pretrained import weights_path
 from vqbench.seeds import derive
@@ -60,7 +60,7 @@ def run(job: Job) -> dict[str, Any]:
     spec: ClassifierSpec = job.spec
     torch.set_num_threads(spec.threads)
     torch.manual_seed(derive(spec.seed, "classifier"))
-    model = build_classifier(spec)
+    model = TokenClassifier(spec)
     if spec.network.weights != NO_WEIGHTS:
         role = job.bench.pretrained[spec.network.weights]
         model.start_from(weights_path(role, job.upstream("pretrained", spec.network.weights)))

@@ -14,7 +14,7 @@ from vqbench.eval.classifier import open_codes
 from vqbench.eval.intervals import wilson
 from vqbench.eval.probe import TopOne
 from vqbench.eval.scoring import entry, setting, write_scores
-from vqbench.eval.token_classifier import TokenClassifier, build_classifier
+from vqbench.eval.token_classifier import TokenClassifier
 from vqbench.jobs import Finished, Job
 from vqbench.specs import ClassifierSpec
 from vqbench.tokenizers.base import Quantizer
@@ -37,7 +37,7 @@ def run(job: Job) -> dict[str, Any]:
 def open_classifier(spec: ClassifierSpec, finished: Finished, device: torch.device) -> TokenClassifier:
     """A trained classifier in eval mode with frozen weights."""
     with torch.device("meta"):
-        model = build_classifier(spec)
+        model = TokenClassifier(spec)
     model.to_empty(device=device)
     model.load_state_dict(read_tensors(finished.file("model.safetensors")))
     return model.eval().requires_grad_(False)

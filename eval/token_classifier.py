@@ -27,7 +27,7 @@ UNUSED = ("patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "no
 
 
 class TokenClassifier(nn.Module):
-    """Latents, divided by their deviation, to logits.
+    """Latents, divided by their deviation, to logits. Its weights are drawn from torch's global generator.
 
     Raises:
         SpecError: the heads do not divide the width, or patches the map.
@@ -70,11 +70,6 @@ class TokenClassifier(nn.Module):
         self.vit.load_state_dict({**mine, **kept})
         assert isinstance(self.vit.head, nn.Linear)
         nn.init.trunc_normal_(self.vit.head.weight, std=HEAD_STD)
-
-
-def build_classifier(spec: ClassifierSpec) -> TokenClassifier:
-    """Untrained, its weights drawn from torch's global generator. Runs on the meta device too."""
-    return TokenClassifier(spec)
 
 
 def forward_flops(spec: ClassifierSpec) -> tuple[float, int]:

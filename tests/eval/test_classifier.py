@@ -16,7 +16,7 @@ from helpers import copy_clone, snakemake, vqbench
 from vqbench.errors import MissingWeights, SpecError
 from vqbench.eval.judge_kinds import fitted_places
 from vqbench.eval.score_classifier import count_right
-from vqbench.eval.token_classifier import TokenClassifier, build_classifier, forward_flops
+from vqbench.eval.token_classifier import TokenClassifier, forward_flops
 from vqbench.papers import Bench
 from vqbench.specs import ClassifierSpec, TokenSpec, TrainingSpec, VitSpec
 from vqbench.tokenizers.quantizers.codebook import VectorQuantizer
@@ -67,7 +67,7 @@ def test_the_accuracy_in_the_table_is_a_true_count(ran: Path) -> None:
 
     known = Bench("tiny", ran / "workflow").classifiers[NAME]
     assert (known.network.width, known.network.weights) == (16, "none"), "what the scale replaced"
-    model = build_classifier(known)
+    model = TokenClassifier(known)
     model.load_state_dict(load_file(store(ran, "classifier", NAME) / "model.safetensors"))
     weights = load_file(store(ran, "tokenizer", "vqgan-k1024") / "model.safetensors")["quantizer.weight"]  # (K, d)
     tokens = store(ran, "tokens", "vqgan-k1024/photos-tiny/validation")
