@@ -14,7 +14,7 @@ from vqbench.eval.facts import fact_text, interval_text, value_text
 from vqbench.eval.protocols import metric_name
 from vqbench.jobs import finished
 from vqbench.papers import Bench, Key, Row, Table
-from vqbench.products import RowSpecs
+from vqbench.products import RowSpecs, of_training_images
 from vqbench.specs import digest_of
 
 
@@ -134,6 +134,10 @@ def _worst_first(state: str) -> int:
 def _key_of(bench: Bench, row: Row, specs: RowSpecs, source: Mapping[str, str]) -> Key:
     if "samples" in row.run:
         return "sample-scores", row.run["samples"]
+    if "classifier" in row.run:
+        return "classifier-scores", row.run["classifier"]
+    if of_training_images(source["metric"]):
+        return "train-usage", row.run.get("tokenizer", "")
     dataset = (
         bench.overlay.dataset(source["on"]) if "on" in source else specs.tokenizer.dataset if specs.tokenizer else ""
     )

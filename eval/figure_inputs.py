@@ -14,7 +14,26 @@ SHOWS = {
     "reconstructions": ("tokenizer",),
     "samples": ("samples",),
     "codebook": ("tokenizer",),
-    "losses": ("tokenizer", "generator"),
+    "losses": ("tokenizer", "generator", "classifier"),
+    "usage-over-epochs": ("tokenizer",),
+    "code-frequency": ("tokenizer",),
+    "code-map": ("tokenizer",),
+    "nearest-replacement": ("tokenizer",),
+}
+
+# kind of figure -> what its reader should know, for the report
+ABOUT = {
+    "usage-and-rfid": "Codebook usage and rFID against token dimension and codebook size, with 95% intervals.",
+    "reconstructions": "Validation images, spread over the split, and what each tokenizer makes of them, with PSNR.",
+    "samples": "The first samples of each set, a row a class; of an unconditional set in their order.",
+    "codebook": "Code vectors as maps, spread over the codebook.",
+    "losses": "Every term of the training logs; running means over the pale raw values.",
+    "usage-over-epochs": "Share of the codebook that the training ids of each epoch hit at least once.",
+    "code-frequency": "Above, how often each code occurs in the training images once training is over, in falling order, over "
+    "the frequency of an evenly used codebook; below, a pixel a code, the share of training epochs that hit it.",
+    "code-map": "t-SNE of the code vectors; active codes occur in the ids of the training images. The share is of all codes.",
+    "nearest-replacement": "Each token replaced by the M-th nearest code to its own, which is the first: PSNR over validation "
+    "images, and pictures. At a scale with smaller codebooks M is smaller too.",
 }
 
 
@@ -41,6 +60,7 @@ def run_key(bench: Bench, figure: Figure, run: str) -> Key:
         "tokenizer": bench.tokenizers,
         "generator": bench.generators,
         "samples": bench.samples,
+        "classifier": bench.classifiers,
     }
     found = next((kind for kind, runs in kinds.items() if run in runs), None)
     if found not in SHOWS[figure.kind]:
@@ -53,9 +73,13 @@ def run_key(bench: Bench, figure: Figure, run: str) -> Key:
 
 def _needs(bench: Bench, kind: str, run: Key) -> list[Key]:
     name = run[1]
-    if kind in ("samples", "codebook", "losses"):
+    if kind in ("samples", "codebook", "losses", "usage-over-epochs"):
         return [run]
     dataset = bench.tokenizers[name].dataset
+    if kind in ("code-frequency", "code-map"):
+        return [run, ("tokens", f"{name}/{dataset}/train")]
+    if kind == "nearest-replacement":
+        return [run, ("tokens", f"{name}/{dataset}/validation"), ("dataset", dataset)]
     if kind == "usage-and-rfid":
         return [("tokenizer-scores", f"{name}/{dataset}")]
     return [("reconstruction", f"{name}/{dataset}"), ("dataset", dataset)]

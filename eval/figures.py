@@ -6,7 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vqbench.eval import plots_images, plots_losses, plots_scores
+from vqbench.eval import (
+    plots_codes,
+    plots_images,
+    plots_losses,
+    plots_replacement,
+    plots_samples,
+    plots_scores,
+    plots_usage,
+)
 from vqbench.eval.figure_inputs import figure_runs
 from vqbench.eval.figure_style import STYLE, save_figure
 from vqbench.papers import Bench, Figure
@@ -15,9 +23,13 @@ from vqbench.papers import Bench, Figure
 KINDS: dict[str, tuple[Callable[[Bench, Figure, Path], Any], Callable[[Any], Any]]] = {
     "usage-and-rfid": (plots_scores.open_points, plots_scores.plot_points),
     "reconstructions": (plots_images.open_reconstructions, plots_images.plot_reconstructions),
-    "samples": (plots_images.open_samples, plots_images.plot_samples),
+    "samples": (plots_samples.open_samples, plots_samples.plot_samples),
     "codebook": (plots_images.open_codes, plots_images.plot_codes),
     "losses": (plots_losses.open_logs, plots_losses.plot_logs),
+    "usage-over-epochs": (plots_usage.open_curves, plots_usage.plot_curves),
+    "code-frequency": (plots_usage.open_frequencies, plots_usage.plot_frequencies),
+    "code-map": (plots_codes.open_maps, plots_codes.plot_maps),
+    "nearest-replacement": (plots_replacement.open_replaced, plots_replacement.plot_replaced),
 }
 
 

@@ -122,17 +122,17 @@ def open_dinov2(path: Path, **shape: Any) -> DinoV2:
     return DinoV2(model)
 
 
-def fitted_places(places: Tensor, side: int) -> Tensor:
-    """Position embeddings (1, 1 + M^2, d), trained for 37x37 patches, for side x side: (1, 1 + side^2, d).
+def fitted_places(places: Tensor, side: int, offset: float = 0.1) -> Tensor:
+    """Position embeddings (1, 1 + M^2, d), trained for M x M patches, for side x side: (1, 1 + side^2, d).
 
     As facebookresearch/dinov2:dinov2/models/vision_transformer.py (interpolate_pos_encoding): bicubic, not antialiased,
-    and by a factor with 0.1 added. timm's own antialiases, which gives other features.
+    and by a factor with 0.1 added (MAE adds nothing). timm's own antialiases, which gives other features.
     """
     before = math.isqrt(places.shape[1] - 1)
     if before == side:
         return places
     grid = places[:, 1:].reshape(1, before, before, -1).permute(0, 3, 1, 2)  # (1, d, M, M)
-    grid = F.interpolate(grid, scale_factor=((side + 0.1) / before,) * 2, mode="bicubic")  # (1, d, side, side)
+    grid = F.interpolate(grid, scale_factor=((side + offset) / before,) * 2, mode="bicubic")  # (1, d, side, side)
     return torch.cat([places[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 

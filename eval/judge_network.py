@@ -55,11 +55,14 @@ class Normalize(nn.Module):
 class Weights:
     """A state dict that is taken apart by name and shape, so that another network's is refused.
 
+    Args:
+        inside: key of the state dict in a file that holds more.
+
     Raises:
         MissingWeights: the file cannot be read, or is not that network's.
     """
 
-    def __init__(self, path: Path, kind: str) -> None:
+    def __init__(self, path: Path, kind: str, inside: str = "") -> None:
         self.path, self.kind = path, kind
         try:
             with warnings.catch_warnings(action="ignore"):  # of TorchScript, which is then refused
@@ -67,8 +70,10 @@ class Weights:
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             raise self.refusal(f"it cannot be read: {_first_line(error)}") from None
+        if inside:
+            state = state.get(inside) if isinstance(state, dict) else None
         if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-            raise self.refusal("it is no state dict")
+            raise self.refusal(f"it holds no state dict under '{inside}'" if inside else "it is no state dict")
         self.state: dict[str, Tensor] = state
 
     def take(self, name: str, *shape: int) -> Tensor:

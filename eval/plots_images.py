@@ -1,4 +1,4 @@
-"""Pictures: figure kinds ``reconstructions``, ``samples`` (per class, cq Fig. 3) and ``codebook`` (cq Fig. 4)."""
+"""Pictures: figure kinds ``reconstructions`` and ``codebook`` (cq Fig. 4)."""
 
 from __future__ import annotations
 
@@ -98,52 +98,6 @@ def wrapped(name: str, width: int = 15) -> str:
     for part in name.replace("-", "-\n").split("\n"):
         lines = [*lines[:-1], lines[-1] + part] if len(lines[-1] + part) <= width else [*lines, part]
     return "\n".join(filter(None, lines))
-
-
-class SampleSheet(NamedTuple):
-    """One sample set: class name -> images uint8 (n, H, W, 3)."""
-
-    title: str
-    classes: dict[str, np.ndarray]
-
-
-def open_samples(bench: Bench, figure: Figure, base: Path) -> list[SampleSheet]:
-    """The first samples of a few classes of each set; more sets leave room for fewer classes.
-
-    Raises:
-        ArtifactError, StaleSpec: a sample set is missing or out of date.
-    """
-    import numpy as np
-
-    runs = [run for _, run in figure_runs(bench, figure)]
-    rows, sheets = max(2, 10 // len(runs)), []
-    for run in runs:
-        dataset = bench.datasets[bench.generators[bench.samples[run].generator].dataset]
-        with np.load(finished(bench, ("samples", run), base).file("samples.npz")) as stored:
-            images, labels = stored["arr_0"], stored["arr_1"]
-        present = np.unique(labels)
-        chosen = [int(present[i]) for i in spread(len(present), rows)]
-        names = {c: dataset.images[c] if dataset.images else f"class {c}" for c in chosen}
-        sheets.append(SampleSheet(run, {names[c]: images[labels == c][:COLUMNS] for c in chosen}))
-    return sheets
-
-
-def plot_samples(sheets: list[SampleSheet]) -> Any:
-    """One block a sample set: a row a class, a column a sample."""
-    heights = [len(sheet.classes) * UNIT for sheet in sheets]
-    figure, top = new_figure(sum(heights) + (TITLE + MARGIN) * len(sheets), layout=None), 0.0
-    for sheet, height in zip(sheets, heights, strict=True):
-        axes = place(figure, LABELS, top + TITLE, COLUMNS * UNIT, height)
-        top += height + TITLE + MARGIN
-        for row, images in enumerate(sheet.classes.values()):
-            for column, image in enumerate(images):
-                tile(axes, image, column, row)
-        bare(axes, COLUMNS, len(sheet.classes))
-        axes.set_yticks(
-            [row + 0.5 for row in range(len(sheet.classes))], [name.replace("_", "\n") for name in sheet.classes]
-        )
-        axes.set_title(sheet.title)
-    return figure
 
 
 class Codes(NamedTuple):

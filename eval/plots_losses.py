@@ -48,8 +48,8 @@ def open_logs(bench: Bench, figure: Figure, base: Path) -> list[Log]:
 
 
 def _start_of(bench: Bench, key: Key) -> int | None:
-    spec = bench.tokenizers[key[1]] if key[0] == "tokenizer" else bench.generators[key[1]]
-    return spec.training.discriminator.start_step if spec.training.discriminator else None
+    adversary = bench.tokenizers[key[1]].training.discriminator if key[0] == "tokenizer" else None
+    return adversary.start_step if adversary else None
 
 
 def plot_logs(logs: list[Log]) -> Any:

@@ -33,6 +33,9 @@ def _settings(bench: Bench, row: Row) -> dict[str, Any]:
     if specs.generator:
         found |= {f"generator {k}": v for k, v in specs.generator.options.items()}
         found |= {f"generator training {k}": getattr(specs.generator.training, k) for k in TRAINING}
+    if specs.classifier:
+        found |= {f"classifier {k}": v for k, v in specs.classifier.network.model_dump().items()}
+        found |= {f"classifier training {k}": getattr(specs.classifier.training, k) for k in TRAINING}
     if specs.samples:
         found |= {"samples": specs.samples.count} | {f"sampler {k}": v for k, v in specs.samples.sampler.items()}
     return found

@@ -10,19 +10,19 @@ from vqbench import distributed
 from vqbench.errors import ArtifactError
 from vqbench.eval.archive import Archive, batches
 from vqbench.eval.base import Batch, SetMetric
-from vqbench.eval.evaluator import Evaluator, Found, layers_of
+from vqbench.eval.evaluator import Evaluator, layers_of
 from vqbench.eval.protocols import JUDGED, Protocol
 from vqbench.eval.reference import open_reference
+from vqbench.eval.score_usage import training_usage
 from vqbench.eval.scoring import entries, judge, setting, write_scores
 from vqbench.eval.set_metrics import set_metrics
 from vqbench.eval.usage import Usage
 from vqbench.jobs import Job
 from vqbench.progress import Progress
-from vqbench.specs import TokenSpec
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Write ``scores.json`` with the protocol's set metrics, and the codes of the generated and of the training ids.
+    """Write ``scores.json`` with the protocol's set metrics, and the codes of the generated ids and of the training images.
 
     Raises:
         ArtifactError: the samples and their ids are not equally many, or the archive is damaged.
@@ -48,18 +48,10 @@ def run(job: Job) -> dict[str, Any]:
     evaluator.gather()
     if distributed.rank():
         return {}
-    found = [*evaluator.compute(reference), *_training_usage(job, generator.tokens, where.protocol.batch)]
+    trained_on = training_usage(job.upstream("tokens", spec["tokens"]), generator.tokens, where.protocol.batch)
+    found = [*evaluator.compute(reference), *trained_on]
     write_scores(job, entries(found, where.protocol))
     return {"images": len(archive), "protocol": where.protocol.name}
-
-
-def _training_usage(job: Job, tokens: TokenSpec, batch: int) -> list[Found]:
-    """Codes of the ids that the generator was trained on, views and all."""
-    ids = np.load(job.upstream("tokens", job.spec["tokens"]).file("ids.npy"), mmap_mode="r")
-    evaluator = Evaluator([Usage(tokens, "train")])
-    for part in batches(len(ids), batch):
-        evaluator.see(Batch(np.arange(part.start, part.stop), ids=np.array(ids[part])))
-    return evaluator.streamed()
 
 
 def generation_metrics(protocol: Protocol) -> list[SetMetric]:

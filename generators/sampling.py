@@ -10,6 +10,7 @@ Letters: B images of one block, N ids an image, Q slots, H W pixels.
 from __future__ import annotations
 
 import sys
+import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -83,6 +84,8 @@ def num_blocks(spec: SampleSpec) -> int:
 def make_blocks(job: Job, blocks: Iterable[int]) -> None:
     """Make those of `blocks` that have no intact shard yet; several processes may share a job's blocks in any way.
 
+    ``job.measured`` is told the seconds that an image took in this process, decoded, models already open.
+
     Args:
         job: a job of kind "samples"; shards go to ``job.state``.
         blocks: block numbers in [0, num_blocks).
@@ -98,10 +101,15 @@ def make_blocks(job: Job, blocks: Iterable[int]) -> None:
     images = {b: min(count, (b + 1) * size) - b * size for b in blocks}
     done = sum(images.values()) - sum(images[b] for b in missing)
     progress = Progress(sum(images.values()), f"samples {job.key[1]}", "images", start=done)
-    models = open_models(job)
+    models, seconds, timed = open_models(job), 0.0, 0
     with Notice() as notice:
         for block in missing:
-            write_npz(shard_path(job, block), **make_block(job.spec, models, block), job=np.array(job.digest))
+            began = time.perf_counter()
+            made = make_block(job.spec, models, block)
+            seconds += time.perf_counter() - began
+            timed += size  # the last block is padded: its images take their time too
+            job.measured.update(seconds_per_image=seconds / timed, timed_images=timed)
+            write_npz(shard_path(job, block), **made, job=np.array(job.digest))
             progress.update(images[block])
             if notice.given and block != missing[-1]:
                 raise notice.stopped(f"block {block}")

@@ -10,13 +10,13 @@ from torch import nn
 
 from vqbench.generators.base import Generator, build_generator
 from vqbench.jobs import Job
-from vqbench.seeds import numpy_rng
+from vqbench.shuffled import Shuffled
 from vqbench.specs import GeneratorSpec
 from vqbench.training import Batch, Player, Task, Terms, Trainer, finish
 
 
 class GeneratorTask(Task):
-    """One player. Example g of the stream is row ``perm(epoch)[g mod n]`` of the memory-mapped token file."""
+    """One player, over the rows of the memory-mapped token file."""
 
     def __init__(self, spec: GeneratorSpec, tokens: np.ndarray, labels: np.ndarray) -> None:
         torch.manual_seed(spec.seed)
@@ -24,21 +24,15 @@ class GeneratorTask(Task):
         self.model: Generator = build_generator(spec)
         self.players = {"model": Player(self.model, spec.training.optimizer)}
         self.extras: dict[str, nn.Module] = {}
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        self._order = Shuffled(spec.seed, len(labels))
 
     def begin(self, batch: Batch) -> None:
         self.model.begin(batch[0])
 
     def examples(self, start: int, count: int) -> Batch:
-        rows = np.array([self._row(g) for g in range(start, start + count)])
+        rows = self._order.rows(start, count)
         kind = np.int64 if np.issubdtype(self.tokens.dtype, np.integer) else np.float32  # ids, or latents
         return torch.from_numpy(self.tokens[rows].astype(kind)), torch.from_numpy(self.labels[rows])
-
-    def _row(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.labels))
-        if self._order[0] != epoch:
-            self._order = (epoch, numpy_rng(self.spec.seed, "epoch", epoch).permutation(len(self.labels)))
-        return int(self._order[1][place])
 
     def terms(self, player: str, batch: Batch, step: int, micro: int, rng: torch.Generator) -> Terms:
         half = self.spec.training.precision == "bf16"

@@ -83,7 +83,7 @@ def main(run: str, folder: Path) -> None:
     spec = bench("tiny").tokenizers[run]
     switches: dict[str, Any] = {name: True for name in os.environ.get("SWITCHES", "").split(",") if name}
     training = spec.training.model_copy(
-        update={"steps": 50, "batch_size": 8, "micro_batch": 2, "checkpoint_every": 20, **switches}
+        update={"steps": 50, "batch_size": 8, "micro_batch": 2, "checkpoint_every": 20, "usage_every": 9, **switches}
     )
     training = slower(training)
     spec = spec.model_copy(update={"training": training})
@@ -92,7 +92,14 @@ def main(run: str, folder: Path) -> None:
     trainer.run()
     if distributed.rank() == 0:
         extras = {n: m.state_dict() for n, m in trainer.task.extras.items()}
-        torch.save({"rows": trainer.rows, "weights": trainer.weights(), "extras": extras}, folder / "found.pt")
+        assert isinstance(trainer.task, TokenizerTask)
+        found = {
+            "rows": trainer.rows,
+            "weights": trainer.weights(),
+            "extras": extras,
+            "usage": trainer.task.usage.csv(),
+        }
+        torch.save(found, folder / "found.pt")
     distributed.leave()
 
 

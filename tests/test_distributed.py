@@ -53,6 +53,7 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
             assert b[name] == pytest.approx(value, rel=1e-9, abs=1e-12), (a["step"], name)
     for part in ("weights", "extras"):
         torch.testing.assert_close(other[part], one[part], rtol=1e-9, atol=1e-9)
+    assert other["usage"] == one["usage"] and len(one["usage"].splitlines()) == 6  # codes hit in 5 epochs of 9 steps
 
 
 # StyleGAN2's discriminator with minibatch deviation, LeCam and EMA; PatchGAN's batch norm and the adaptive weight.
@@ -79,7 +80,7 @@ def test_a_killed_worker_ends_all_and_the_next_call_goes_on(tiny: Path, tmp_path
     left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout
     assert not left, f"processes were left over: {left}"
     again = learned(tiny, 2, "cq-k16384", folder)
-    assert again["rows"] == calm["rows"]
+    assert again["rows"] == calm["rows"] and again["usage"] == calm["usage"]
     torch.testing.assert_close(again["weights"], calm["weights"], rtol=0, atol=0)
 
 

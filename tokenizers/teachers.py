@@ -91,7 +91,11 @@ def open_clip_teacher(path: Path, kind: str, architecture: str = "") -> ClipTeac
     """The image tower of OpenAI's file or of one of open_clip's."""
     from vqbench.clip import open_clip_network  # imports open_clip: two seconds
 
-    return ClipTeacher(open_clip_network(path, architecture or ARCHITECTURES[kind], kind).visual).eval().requires_grad_(False)
+    return (
+        ClipTeacher(open_clip_network(path, architecture or ARCHITECTURES[kind], kind).visual)
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def untrained_teacher(spec: PretrainedSpec, layer: str) -> nn.Module:

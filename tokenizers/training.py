@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench import distributed
+from vqbench.artifacts import write_npy, write_text
 from vqbench.data import Images, open_images, to_float
 from vqbench.errors import SpecError, nearest
 from vqbench.jobs import Job
@@ -20,6 +21,7 @@ from vqbench.rooms import needs
 from vqbench.specs import TokenizerSpec
 from vqbench.switches import at_least_fp32
 from vqbench.tokenizers.base import Tokenizer, build_tokenizer
+from vqbench.tokenizers.epoch_usage import EpochUsage
 from vqbench.tokenizers.losses.adversarial import (
     LeCam,
     adaptive_weight,
@@ -40,7 +42,8 @@ class TokenizerTask(Task):
         self.spec, self.images, self.perceptual = spec, images, perceptual
         self.model: Tokenizer = build_tokenizer(spec)
         self.players = {"model": Player(self.model, spec.training.optimizer)}
-        self.extras: dict[str, nn.Module] = {}
+        self.usage = EpochUsage(spec.tokens, spec.training, len(images))
+        self.extras: dict[str, nn.Module] = {"usage": self.usage}
         self.adversary = spec.training.discriminator
         if self.adversary:
             network = build_discriminator(self.adversary, spec.resolution, seed=spec.seed)
@@ -66,6 +69,7 @@ class TokenizerTask(Task):
         half = self.spec.training.precision == "bf16"
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=half):
             output = self.model(images)
+        self.usage.add(output.quantized.ids)
         output = output._replace(images=at_least_fp32(output.images))
         named = self.model.losses(images, output, step)
         if weights.get("perceptual"):
@@ -111,6 +115,7 @@ class TokenizerTask(Task):
 
     def end_step(self, micro_batches: int) -> None:
         self.model.end_step()
+        self.usage.end_step()
         if self._logits:
             lecam, total = self.extras["lecam"], torch.stack(self._logits).sum(0)  # (2,)
             assert isinstance(lecam, LeCam)
@@ -126,7 +131,8 @@ def _check_weights(weights: dict[str, float], named: dict[str, Tensor]) -> None:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train, then write ``model.safetensors`` (EMA weights where the recipe keeps them) and ``losses.csv``."""
+    """Train, then write ``model.safetensors`` (EMA weights where the recipe keeps them), ``losses.csv``, ``usage.csv`` (codes
+    hit in each epoch) and ``code_epochs.npy`` (in how many of them each code was)."""
     spec: TokenizerSpec = job.spec
     torch.set_num_threads(spec.threads)
     dataset = job.bench.datasets[spec.dataset]
@@ -140,5 +146,8 @@ def run(job: Job) -> dict[str, Any]:
     trainer = Trainer(task, spec.training, job.state, spec.seed, job.key[1])
     trainer.run()
     finish(trainer, job.store)
+    if distributed.rank() == 0:
+        write_text(job.store / "usage.csv", task.usage.csv())
+        write_npy(job.store / "code_epochs.npy", task.usage.by_code())
     count = sum(p.numel() for p in task.model.parameters())
     return {"parameters": count, "steps": trainer.step, "images_seen": trainer.step * spec.training.batch_size}

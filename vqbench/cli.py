@@ -84,7 +84,7 @@ def _add_reading(verbs: argparse._SubParsersAction) -> None:  # type: ignore[typ
         "what",
         nargs="?",
         default="all",
-        help="all (default), codebooks, tokenizers, generators, samples, tables, figures",
+        help="all (default), codebooks, tokenizers, generators, samples, classifiers, tables, figures",
     )
     _scaled(listing)
     plan = _verb(verbs, "plan", _plan, "The runs that a target needs, what is done, and what the rest costs.",
@@ -161,7 +161,10 @@ def _add_steps(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-
         ("train-tokenizer", "tokenizer", "tokenizer", "Train a tokenizer.", "train-tokenizer cq-k16384 --scale demo"),
         ("train-generator", "generator", "generator", "Train a generator on a tokenizer's tokens.",
          "train-generator cq-b-k16384 --scale demo"),
+        ("train-classifier", "classifier", "classifier", "Train a classifier on a tokenizer's tokens.",
+         "train-classifier lc-k100000-vit --scale demo"),
         ("sample", "samples", "samples", "Sample images from a generator.", "sample cq-b-k16384-s10 --scale demo"),
+        ("usage", "train-usage", "tokenizer", "Codes that all training images use.", "usage cq-k16384 --scale demo"),
         ("probe", "probe", "tokenizer", "Linear probing of a frozen tokenizer.", "probe cq-k16384 --scale demo"),
         ("controls", "controls", "tokenizer", "Score controls: real, identity, random codes.", "controls cq-k16384 --scale demo"),
     ]  # fmt: skip
@@ -177,7 +180,7 @@ def _add_steps(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-
         encode.add_argument("--split", choices=["train", "validation"], default="train")
     _step(verbs, "reconstruct", "Decode a tokenizer's ids of the validation images.", "reconstruct cq-k16384 --scale demo",
           "tokenizer", lambda a: ("reconstruction", f"{a.name}/{_dataset(a)}"), dataset=True)  # fmt: skip
-    _step(verbs, "score", "Score a tokenizer's reconstructions or a sample set.", "score cq-k16384 --scale demo",
+    _step(verbs, "score", "Score a tokenizer's reconstructions, a sample set or a classifier.", "score cq-k16384 --scale demo",
           "run", _scored, dataset=True)  # fmt: skip
     real = _step(verbs, "reference", "The judge's features of a real split.", "reference photos --split train --scale demo",
                  "dataset", lambda a: ("reference", f"{a.name}/{a.split}"))  # fmt: skip
@@ -243,9 +246,11 @@ def _scored(args: argparse.Namespace) -> Key:
     found = bench(args.scale)
     if args.name in found.samples:
         return "sample-scores", args.name
+    if args.name in found.classifiers:
+        return "classifier-scores", args.name
     if args.name not in found.tokenizers:
-        known = [*found.samples, *found.tokenizers]
-        raise SpecError(f"no sample set or tokenizer '{args.name}'; {nearest(args.name, known)}")
+        known = [*found.samples, *found.tokenizers, *found.classifiers]
+        raise SpecError(f"no sample set, tokenizer or classifier '{args.name}'; {nearest(args.name, known)}")
     return "tokenizer-scores", f"{args.name}/{_dataset(args)}"
 
 

@@ -30,7 +30,7 @@ MARGIN, START = 2.0, 30
 # Partitions, accounts and models reach the shell command that submits a job (a PBS profile's, word for word).
 WORD = r"^([A-Za-z0-9_][A-Za-z0-9_.,@+-]*)?$"
 # Kinds that keep their state and stop at a signal (vqbench/notice.py); the others start over, and are short.
-SLICED = ("pretrained", "codebook", "tokenizer", "generator", "samples")
+SLICED = ("pretrained", "codebook", "tokenizer", "generator", "classifier", "samples")
 # Not SIGUSR1, which ends a Snakemake or a shell between Slurm and the step: SIGURG does nothing to who does not wait for it.
 WARNING = "URG"
 

@@ -16,6 +16,8 @@ from vqbench.errors import SpecError, nearest
 from vqbench.resolve import Overlay
 from vqbench.rooms import needs
 from vqbench.specs import (
+    NO_WEIGHTS,
+    ClassifierSpec,
     CodebookSpec,
     DatasetSpec,
     EncodedSpec,
@@ -46,6 +48,9 @@ KINDS = {
     "reference": ("references", "vqbench.eval.reference"),
     "tokenizer-scores": ("scores/tokenizers", "vqbench.eval.score_tokenizer"),
     "sample-scores": ("scores/samples", "vqbench.eval.score_samples"),
+    "classifier": ("classifiers", "vqbench.eval.classifier"),
+    "classifier-scores": ("scores/classifiers", "vqbench.eval.score_classifier"),
+    "train-usage": ("scores/usage", "vqbench.eval.score_usage"),
     "probe": ("scores/probes", "vqbench.eval.probe"),
     "controls": ("scores/controls", "vqbench.eval.controls"),
 }
@@ -54,10 +59,11 @@ KINDS = {
 PARTS = {"features": 2, "tokens": 3, "latents": 3, "reconstruction": 2, "reference": 2, "tokenizer-scores": 2}
 
 # Kinds that several processes can do together (vqbench/distributed.py).
-SHARED = ("features", "tokenizer", "generator", "tokens", "latents", "samples", "tokenizer-scores", "sample-scores")
+SHARED = ("features", "tokenizer", "generator", "classifier", "tokens", "latents", "samples", "tokenizer-scores",
+          "sample-scores")  # fmt: skip
 
 # Kinds that eval_only never makes: they train or sample.
-TRAINED = {"pretrained", "features", "codebook", "tokenizer", "generator", "samples"}
+TRAINED = {"pretrained", "features", "codebook", "tokenizer", "generator", "samples", "classifier"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class Graph:
     tokenizers: dict[str, TokenizerSpec]
     generators: dict[str, GeneratorSpec]
     samples: dict[str, SampleSpec]
+    classifiers: dict[str, ClassifierSpec]
     accepted: dict[str, dict[str, str]]
     _owner: dict[str, str]
     _digests: dict[Key, str]
@@ -202,6 +209,30 @@ class Graph:
                     ("pretrained", self.role("judge"))]  # fmt: skip
         return plain, (), upstream
 
+    def _step_classifier(self, name: str) -> Any:
+        spec = self._get("classifier", self.classifiers, name)
+        upstream = [("tokens", f"{spec.tokenizer}/{spec.dataset}/train"), ("tokenizer", spec.tokenizer)]
+        if (weights := spec.network.weights) != NO_WEIGHTS:
+            if (kind := self._get("pretrained network", self.pretrained, weights).kind) != "mae-vitb16":
+                raise SpecError(
+                    f"classifier '{name}': weights '{weights}' are of '{kind}', it starts from 'mae-vitb16'"
+                )
+            upstream.append(("pretrained", weights))
+        return spec, (f"vqbench.tokenizers.{self.tokenizers[spec.tokenizer].family}",), upstream
+
+    def _step_classifier_scores(self, name: str) -> Any:
+        spec = self._get("classifier", self.classifiers, name)
+        plain = {"classifier": name, "dataset": spec.dataset, "protocol": self.protocol}
+        upstream = [("classifier", name), ("tokens", f"{spec.tokenizer}/{spec.dataset}/validation"),
+                    ("tokenizer", spec.tokenizer)]  # fmt: skip
+        return plain, (f"vqbench.tokenizers.{self.tokenizers[spec.tokenizer].family}",), upstream
+
+    def _step_train_usage(self, tokenizer: str) -> Any:
+        spec = self._get("tokenizer", self.tokenizers, tokenizer)
+        plain = {"tokenizer": tokenizer, "dataset": spec.dataset, "protocol": self.protocol,
+                 "tokens": spec.tokens.model_dump(mode="json")}  # fmt: skip
+        return plain, (), [("tokens", f"{tokenizer}/{spec.dataset}/train")]
+
     def _step_probe(self, tokenizer: str) -> Any:
         spec = self._get("tokenizer", self.tokenizers, tokenizer)
         data = f"{tokenizer}/{spec.dataset}"
@@ -280,7 +311,7 @@ class Graph:
         if kind == "tokenizer":
             sets = (self.tokenizers[name].dataset, *self.ood(name))
             return [("tokenizer-scores", f"{name}/{dataset}") for dataset in sets]
-        return [("sample-scores", name)] if kind == "samples" else []
+        return {"samples": [("sample-scores", name)], "classifier": [("classifier-scores", name)]}.get(kind, [])
 
     def is_current(self, key: Key, base: Path) -> bool:
         """Whether a finished artifact of this very digest is published (its files are checked when it is read)."""

@@ -42,6 +42,7 @@ class Job:
     Attributes:
         spec: the step's spec (a frozen :class:`vqbench.specs.Spec`, or a dict for scores).
         bench: all specs of the scale, to look up e.g. the tokenizer that tokens came from.
+        measured: what the step says of this run of it (seconds an image) for ``run.json``; no number depends on it.
         store: folder for outputs; ``store / "state"`` is for what a resumed job needs and is not an output.
     """
 
@@ -50,6 +51,7 @@ class Job:
         self.key, self.scale, self.base = key, scale, base or Path.cwd()
         self.step: Step = self.bench.step(key)
         self.spec: Any = self.step.spec
+        self.measured: dict[str, float] = {}
         self.digest = self.bench.digest(key)
         self.store = self.base / self.bench.root / "store" / key[0] / key[1] / self.digest[:16]
         # As it is when the job starts: an edit made while it runs must not be recorded as what ran.

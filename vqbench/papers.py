@@ -16,9 +16,26 @@ from vqbench.codebooks import check_needs, resolve_codebook
 from vqbench.errors import ArtifactError, SpecError, nearest
 from vqbench.graph import KINDS, TRAINED, Key, Step
 from vqbench.products import FIRST_PAPER, Figure, Products, Row, Table
-from vqbench.resolve import Overlay, resolve_generator, resolve_samples, resolve_tokenizer, resolve_training
+from vqbench.resolve import KINDS as RUNS
+from vqbench.resolve import (
+    Overlay,
+    resolve_classifier,
+    resolve_generator,
+    resolve_samples,
+    resolve_tokenizer,
+    resolve_training,
+)
 from vqbench.shapes import NAME, check_names, check_paper, understood
-from vqbench.specs import CodebookSpec, DatasetSpec, GeneratorSpec, PretrainedSpec, SampleSpec, TokenizerSpec, parse
+from vqbench.specs import (
+    ClassifierSpec,
+    CodebookSpec,
+    DatasetSpec,
+    GeneratorSpec,
+    PretrainedSpec,
+    SampleSpec,
+    TokenizerSpec,
+    parse,
+)
 
 __all__ = [
     "CLONE", "FIRST_PAPER", "KINDS", "TRAINED", "WORKFLOW", "Bench", "Figure", "Key", "Row", "Step", "Table", "bench",
@@ -48,10 +65,11 @@ class Bench(Products):
         self.tokenizers: dict[str, TokenizerSpec] = {}
         self.generators: dict[str, GeneratorSpec] = {}
         self.samples: dict[str, SampleSpec] = {}
+        self.classifiers: dict[str, ClassifierSpec] = {}
         self._owner: dict[str, str] = {}
         for paper, data in self.papers.items():
             check_paper(paper, data)
-        for kinds in (("codebooks",), ("tokenizers", "generators", "samples")):  # one paper may use another's codebook
+        for kinds in (("codebooks",), RUNS):  # one paper may use another's codebook
             for paper, data in self.papers.items():
                 self._read_runs(paper, data, kinds)
         self.accepted = self._read_accepted()
@@ -93,6 +111,10 @@ class Bench(Products):
             self.generators[run_id] = resolve_generator(
                 entry, self.tokenizers, self.datasets, self.recipes, self.overlay, where
             )
+        elif kind == "classifiers":
+            self.classifiers[run_id] = resolve_classifier(
+                entry, self.tokenizers, self.datasets, self.recipes, self.overlay, where
+            )
         else:
             self.samples[run_id] = resolve_samples(entry, self.generators, self.overlay, where)
 
@@ -110,6 +132,7 @@ def score_keys(bench: Bench) -> list[Key]:
     for name in bench.tokenizers:
         keys += [*bench.own_scores("tokenizer", name), ("probe", name)]
     keys += [("sample-scores", name) for name in bench.samples]
+    keys += [("classifier-scores", name) for name in bench.classifiers]
     controlled = [name for data in bench.papers.values() for name in data.get("controls", ())]
     return keys + [("controls", name) for name in controlled]
 

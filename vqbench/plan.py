@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from vqbench.artifacts import write_json
+from vqbench.artifacts import read_json, write_json
 from vqbench.cluster import estimates_path, hours_of
 from vqbench.errors import SpecError, nearest
 from vqbench.papers import Bench, Key, bench, scale_of, score_keys
@@ -16,8 +16,8 @@ from vqbench.specs import GeneratorSpec, PretrainedSpec, SampleSpec, TokenizerSp
 
 # Copies of the weights on disk while training: the result, and two checkpoints of weights, EMA and Adam's two moments.
 PEAK = 9
-ESTIMATED = ("features", "tokenizer", "generator", "samples", "tokens", "latents", "reconstruction")
-WHAT = ("codebooks", "tokenizers", "generators", "samples", "tables", "figures")
+ESTIMATED = ("features", "tokenizer", "generator", "classifier", "samples", "tokens", "latents", "reconstruction")
+WHAT = ("codebooks", "tokenizers", "generators", "samples", "classifiers", "tables", "figures")
 
 
 def listing(found: Bench, what: str) -> str:
@@ -51,7 +51,21 @@ def _listed(found: Bench, part: str) -> list[str]:
         ]
     if part == "generators":
         return [f"  {name:24} {s.family:10} on {s.tokenizer}" for name, s in found.generators.items()]
-    return [f"  {name:24} {s.count} images of {s.generator}" for name, s in found.samples.items()]
+    if part == "classifiers":
+        return [
+            f"  {name:24} ViT {s.network.layers} x {s.network.width} on {s.tokenizer}"
+            for name, s in found.classifiers.items()
+        ]
+    return [
+        f"  {name:24} {s.count} images of {s.generator}{_latency(found, name)}" for name, s in found.samples.items()
+    ]
+
+
+def _latency(found: Bench, name: str) -> str:
+    """Seconds an image took where the set was sampled; it is that machine's, so no table has it."""
+    path = Path(found.folder(("samples", name))) / "run.json"
+    run = read_json(path) if path.is_file() else {}
+    return f", {run['seconds_per_image']:.3g} s an image on {run['device']}" if "seconds_per_image" in run else ""
 
 
 def target_keys(target: str, scale: str) -> tuple[Bench, list[Key]]:
@@ -74,7 +88,8 @@ def target_keys(target: str, scale: str) -> tuple[Bench, list[Key]]:
     if target in found.papers:
         return found, [k for t in found.tables.values() if t.paper == target for k in found.table_keys(t)]
     runs: dict[str, Mapping[str, object]] = {"codebook": found.codebooks, "tokenizer": found.tokenizers,
-                                             "generator": found.generators, "samples": found.samples}  # fmt: skip
+                                             "generator": found.generators, "samples": found.samples,
+                                             "classifier": found.classifiers}  # fmt: skip
     for kind, names in runs.items():
         if target in names:
             return found, [(kind, target), *found.own_scores(kind, target)]
@@ -135,6 +150,11 @@ def estimate(found: Bench, key: Key) -> tuple[int, float, float]:
         images, pixels = found.datasets[spec.dataset].sizes["train"], found.datasets[spec.dataset].resolution
         flops = _teacher_flops(found.pretrained[spec.network].model_dump_json(), spec.layer, pixels)
         return images, images * flops, 2.0 * images * spec.grid**2 * spec.dim
+    if kind == "classifier":
+        from vqbench.eval.token_classifier import forward_flops
+
+        seen, (flops, count) = spec.training.steps * spec.training.batch_size, forward_flops(spec)
+        return seen, 3 * flops * seen, PEAK * 4.0 * count
     if kind == "samples":
         return _samples_estimate(found, spec)
     images = found.datasets[spec.dataset].sizes[spec.split] * (1 if kind == "reconstruction" else spec.views)

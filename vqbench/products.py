@@ -11,7 +11,7 @@ from typing import Any
 from vqbench.closure import code_digest
 from vqbench.errors import SpecError, nearest
 from vqbench.graph import Graph, Key
-from vqbench.specs import GeneratorSpec, SampleSpec, TokenizerSpec, digest_of
+from vqbench.specs import ClassifierSpec, GeneratorSpec, SampleSpec, Spec, TokenizerSpec, digest_of
 
 FIRST_PAPER = "cq"  # its tables lie at the root: results/table2.csv
 
@@ -32,6 +32,12 @@ class RowSpecs:
     samples: SampleSpec | None = None
     generator: GeneratorSpec | None = None
     tokenizer: TokenizerSpec | None = None
+    classifier: ClassifierSpec | None = None
+
+    @property
+    def every(self) -> list[Spec]:
+        """Those that there are."""
+        return [spec for spec in (self.samples, self.generator, self.tokenizer, self.classifier) if spec]
 
     def facts(self) -> dict[str, Any]:
         """Every fact by name; the sampler's ``steps`` win over all others of that name."""
@@ -42,7 +48,15 @@ class RowSpecs:
             found |= self.generator.options
             if {"width", "mlp_ratio"} <= found.keys():
                 found["mlp_width"] = round(found["width"] * found["mlp_ratio"])
+        if self.classifier:
+            found |= self.classifier.network.model_dump()
         return found | (self.samples.sampler if self.samples else {})
+
+
+def of_training_images(metric: str) -> bool:
+    """Whether a tokenizer's number is that of the training images: ``usage_train``, ``perplexity_train``. Sample scores hold
+    it too; of a tokenizer it is a step of its own, which a table's column asks for."""
+    return metric.endswith("_train")
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,7 @@ class Products(Graph):
             "tokenizer": self.tokenizers,
             "generator": self.generators,
             "samples": self.samples,
+            "classifier": self.classifiers,
         }
         if "not_yet" in run:
             return Row(label, {}, f"not yet: {run['not_yet']}")
@@ -150,15 +165,29 @@ class Products(Graph):
         if "tokenizer" in row.run:
             own = self.tokenizers[row.run["tokenizer"]].dataset
             for column in metrics:
+                if of_training_images(column["metric"]):
+                    keys.append(("train-usage", row.run["tokenizer"]))
+                    continue
                 dataset = self.overlay.dataset(column["on"]) if "on" in column else own
                 if dataset in (own, *self.ood(row.run["tokenizer"])):
                     keys.append(("tokenizer-scores", f"{row.run['tokenizer']}/{dataset}"))
         if "samples" in row.run:
             keys.append(("sample-scores", row.run["samples"]))
+        if "classifier" in row.run:
+            keys.append(("classifier-scores", row.run["classifier"]))
         return list(dict.fromkeys(keys))
 
     def table_keys(self, table: Table) -> list[Key]:
         return list(dict.fromkeys(k for row in table.rows for k in self.row_keys(table, row)))
+
+    @cached_property
+    def _asked(self) -> set[Key]:
+        return {key for table in self.tables.values() for key in self.table_keys(table)}
+
+    def own_scores(self, kind: str, name: str) -> list[Key]:
+        """The score artifacts of one run; usage over the training images where a table asks for it."""
+        usage = [("train-usage", name)] if kind == "tokenizer" else []
+        return super().own_scores(kind, name) + [key for key in usage if key in self._asked]
 
     def table_digest(self, table: Table) -> str:
         """What a table is made from, its scores aside: its declaration, its runs' specs, and the code that writes it."""
@@ -172,7 +201,7 @@ class Products(Graph):
 
     def _table_digest(self, table: Table) -> str:
         specs = [self.row_specs(r) for r in table.rows]
-        parts = [[digest_of(s) for s in (found.samples, found.generator, found.tokenizer) if s] for found in specs]
+        parts = [[digest_of(s) for s in found.every] for found in specs]
         rows = [[r.label, dict(r.run), r.status, made] for r, made in zip(table.rows, parts, strict=True)]
         families = sorted({f"vqbench.generators.{found.generator.family}" for found in specs if found.generator})
         code = code_digest(["vqbench.eval.tables", *families])
@@ -184,8 +213,10 @@ class Products(Graph):
         samples = self.samples[row.run["samples"]] if "samples" in row.run else None
         name = samples.generator if samples else row.run.get("generator")
         generator = self.generators[name] if name else None
-        name = generator.tokenizer if generator else row.run.get("tokenizer")
-        return RowSpecs(samples, generator, self.tokenizers[name] if name else None)
+        classifier = self.classifiers[row.run["classifier"]] if "classifier" in row.run else None
+        reader = generator or classifier
+        name = reader.tokenizer if reader else row.run.get("tokenizer")
+        return RowSpecs(samples, generator, self.tokenizers[name] if name else None, classifier)
 
     def figure_digest(self, name: str) -> str:
         """What a figure is made from, its runs aside."""

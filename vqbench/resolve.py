@@ -9,7 +9,18 @@ from typing import Any, ClassVar
 from vqbench.errors import SpecError, nearest
 from vqbench.rooms import Room, families, family_literals
 from vqbench.shapes import ScaleShape
-from vqbench.specs import DatasetSpec, GeneratorSpec, SampleSpec, TokenizerSpec, TokenSpec, parse
+from vqbench.specs import (
+    ClassifierSpec,
+    DatasetSpec,
+    GeneratorSpec,
+    SampleSpec,
+    TokenizerSpec,
+    TokenSpec,
+    VitSpec,
+    parse,
+)
+
+KINDS = ("tokenizers", "generators", "samples", "classifiers")
 
 
 class Overlay:
@@ -21,7 +32,7 @@ class Overlay:
     """
 
     SIZES: ClassVar = {"steps", "batch_size", "micro_batch", "schedule", "precision", "tf32", "compile", "recompute",
-                       "checkpoint_every"}  # fmt: skip
+                       "checkpoint_every", "usage_every"}  # fmt: skip
 
     def __init__(self, data: dict[str, Any], scale: str) -> None:
         parse(ScaleShape, data, f"scales/{scale}.yaml")
@@ -34,7 +45,7 @@ class Overlay:
         self.resources: dict[str, dict[str, Any]] = data.get("resources") or {}
         self._datasets: dict[str, str] = data.get("datasets") or {}
         self._teachers: dict[str, str] = data.get("teachers") or {}
-        self._kinds: dict[str, dict[str, Any]] = {k: data.get(k) or {} for k in ("tokenizers", "generators", "samples")}
+        self._kinds: dict[str, dict[str, Any]] = {k: data.get(k) or {} for k in KINDS}
 
     def dataset(self, name: str) -> str:
         """The data set that stands for `name` at this scale."""
@@ -242,6 +253,44 @@ def resolve_samples(
     data = {"generator": name, "sampler": scaled, "count": count, "block": block, "num_classes": generator.num_classes,
             "seed": common.get("seed", 0), "threads": overlay.threads}  # fmt: skip
     return parse(SampleSpec, data, where)
+
+
+def resolve_classifier(
+    entry: dict[str, Any],
+    tokenizers: Mapping[str, TokenizerSpec],
+    datasets: Mapping[str, DatasetSpec],
+    recipes: Mapping[str, Mapping[str, Any]],
+    overlay: Overlay,
+    where: str,
+) -> ClassifierSpec:
+    """One ``classifiers:`` entry at one scale. Keys beside the common ones are the network's.
+
+    Raises:
+        SpecError: also for a tokenizer whose data set has one class alone.
+    """
+    common = {k: v for k, v in entry.items() if k in {"tokenizer", "recipe", "seed", "training"}}
+    name = common.get("tokenizer", "")
+    if name not in tokenizers:
+        raise SpecError(f"{where}: unknown tokenizer '{name}'; {nearest(name, tokenizers)}")
+    tokenizer = tokenizers[name]
+    dataset = datasets[tokenizer.dataset]
+    if dataset.classes < 2:
+        raise SpecError(
+            f"{where}: '{name}' was trained on '{tokenizer.dataset}', which has one class: nothing to classify"
+        )
+    recipe = _merge(recipe_of(recipes, common.get("recipe", "classifier"), where), common.get("training", {}))
+    _check_terms(recipe.get("weights", {}), {"cross_entropy"}, where)
+    asked = {**recipe.pop("options", {}), **{k: v for k, v in entry.items() if k not in common}}
+    network = parse(VitSpec, asked, where).model_dump()
+    recipe = overlay.training("classifiers", "vit", recipe)
+    data = {
+        "tokenizer": name, "dataset": tokenizer.dataset, "recipe": common.get("recipe", "classifier"),
+        "tokens": tokenizer.tokens.model_dump(), "num_classes": dataset.classes,
+        "network": overlay.options("classifiers", "vit", network),
+        "training": resolve_training(recipe, dataset.sizes["train"], where),
+        "seed": common.get("seed", 0), "threads": overlay.threads,
+    }  # fmt: skip
+    return parse(ClassifierSpec, data, where)
 
 
 def _split(entry: dict[str, Any], common: set[str], room: Room, where: str) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class PaperShape(Spec):
     tokenizers: Entries | None = None
     generators: Entries | None = None
     samples: Entries | None = None
+    classifiers: Entries | None = None
     tables: dict[Scalar, TableShape] | None = None
     figures: dict[Scalar, FigureShape] | None = None
     controls: list[str] = Field(default_factory=list)
@@ -85,6 +86,7 @@ class ScaleShape(Spec):
     tokenizers: Layer | None = None
     generators: Layer | None = None
     samples: Layer | None = None
+    classifiers: Layer | None = None
 
 
 def check_paper(paper: str, data: dict[str, Any]) -> None:
@@ -94,7 +96,7 @@ def check_paper(paper: str, data: dict[str, Any]) -> None:
         SpecError: names file, key and value.
     """
     parse(PaperShape, data, f"{paper}.yaml")
-    for part in ("codebooks", "tokenizers", "generators", "samples", "tables", "figures"):
+    for part in ("codebooks", "tokenizers", "generators", "samples", "classifiers", "tables", "figures"):
         check_names(data.get(part) or {}, f"{paper}.yaml: {part}")
 
 

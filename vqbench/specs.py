@@ -113,6 +113,7 @@ class TrainingSpec(Spec):
         default=False, description="activation checkpointing: blocks run again in the backward pass"
     )
     checkpoint_every: int = Field(default=1000, gt=0)
+    usage_every: int = Field(default=0, ge=0, description="steps by which a tokenizer's usage is counted; 0: an epoch")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_drop: float = Field(default=0.0, ge=0, le=1)
 
@@ -128,7 +129,7 @@ class PretrainedSpec(Spec):
 
     kind: Literal[
         "inception-v3", "lpips-vgg16", "lpips-alexnet", "vgg16", "dinov2-vitl14", "clip-vitb32", "clip-vitl14",
-        "clip-vitb16", "clip-rn50", "photo-classifier",
+        "clip-vitb16", "clip-rn50", "mae-vitb16", "photo-classifier",
     ]  # fmt: skip
     url: str | None = Field(default=None, pattern=r"^https://")
     filename: str | None = Field(
@@ -211,6 +212,35 @@ class GeneratorSpec(Spec):
     tokens: TokenSpec
     num_classes: int = Field(gt=0)
     options: dict[str, Any]
+    training: TrainingSpec
+    seed: int = 0
+    threads: int = Field(default=1, gt=0)
+
+
+NO_WEIGHTS = "none"
+
+
+class VitSpec(Spec):
+    """A vision transformer over a token map; the defaults are ViT-B's. `weights` names the network it starts from."""
+
+    layers: int = Field(default=12, gt=0)
+    width: int = Field(default=768, gt=0)
+    heads: int = Field(default=12, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    patch: int = Field(default=1, gt=0, description="codes along the side of what becomes one position")
+    drop_path: float = Field(default=0.1, ge=0, lt=1)
+    weights: str = Field(default=NO_WEIGHTS, description="of pretrained.yaml, or none: from scratch")
+
+
+class ClassifierSpec(Spec):
+    """A classifier of token maps."""
+
+    tokenizer: str
+    dataset: str
+    recipe: str
+    tokens: TokenSpec
+    num_classes: int = Field(gt=1)
+    network: VitSpec
     training: TrainingSpec
     seed: int = 0
     threads: int = Field(default=1, gt=0)

@@ -123,7 +123,7 @@ def _locked(job: Job) -> None:
         distributed.agreed(True)
         facts = _implementation(job.key[0])(job)
     manifest = _manifest(job, facts, inputs)
-    run = run_record(job.spec, began)
+    run = run_record(job.spec, began) | job.measured
     write_json(job.store / "run.json", run)
     write_json(job.store / "finished.json", manifest)
     attempts.end(job.store)

@@ -72,6 +72,11 @@ PAPER: dict[str, Any] = {
             "tokenizers": ["llamagen-d8", "cq-k16384"]}},
         "fig3": {"title": "Samples", "kind": "samples", "runs": {"samples": ["cq-l-k16384-s10"]}},
         "fig4": {"title": "Codebook", "kind": "codebook", "runs": {"tokenizers": ["cq-k16384", "llamagen-d8"]}},
+        "usage": {"title": "Usage", "kind": "usage-over-epochs", "runs": {"tokenizers": ["llamagen-d8", "cq-k16384"]}},
+        "frequency": {"title": "Frequency", "kind": "code-frequency", "runs": {"tokenizers": ["llamagen-d8", "cq-k16384"]}},
+        "map": {"title": "Map", "kind": "code-map", "runs": {"tokenizers": ["llamagen-d8", "cq-k1024"]}},
+        "replaced": {"title": "Replacement", "kind": "nearest-replacement", "runs": {
+            "tokenizers": ["llamagen-d8", "cq-k16384"]}},
         "losses": {"title": "Losses", "kind": "losses", "runs": {
             "tokenizers": ["llamagen-d8"], "generators": ["cq-l-k16384"]}},
     },
@@ -108,7 +113,14 @@ def write_workflow(folder: Path) -> Path:
     return folder
 
 
-def finish(bench: Bench, key: Key, base: Path, files: Mapping[str, bytes], code: str = CODE) -> Path:
+def finish(
+    bench: Bench,
+    key: Key,
+    base: Path,
+    files: Mapping[str, bytes],
+    code: str = CODE,
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
     """Publish `files` as what the step `key` made."""
     digest = bench.digest(key)
     store = base / bench.root / "store" / key[0] / key[1] / digest[:16]
@@ -116,7 +128,7 @@ def finish(bench: Bench, key: Key, base: Path, files: Mapping[str, bytes], code:
         write_atomic(store / name, lambda f, data=data: f.write(data))  # type: ignore[misc]
     body = {
         "kind": key[0], "name": key[1], "scale": bench.scale, "digest": digest, "spec": plain(bench.step(key).spec),
-        "code_digest": code, "outputs": describe(store, files), "facts": {}, "inputs": {}, "seed": 0,
+        "code_digest": code, "outputs": describe(store, files), "facts": dict(facts or {}), "inputs": {}, "seed": 0,
         "store": str(store.relative_to(base)),
     }  # fmt: skip
     write_json(base / bench.manifest(key), body | {"self": digest_of(body)})

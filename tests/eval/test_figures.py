@@ -26,7 +26,7 @@ from vqbench.tokenizers.base import build_tokenizer
 
 from .synthetic import CODE, finish, finish_scores, losses_csv, npy, write_workflow
 
-KINDS = ("fig1", "reconstructions", "fig3", "fig4", "losses")
+KINDS = ("fig1", "reconstructions", "fig3", "fig4", "losses", "usage", "frequency", "map", "replaced")
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def finish_inputs(bench: Bench, figure: Figure, base: Path) -> None:
     finish_scores(bench, base)
     for key in figure_keys(bench, figure):
         if key[0] != "tokenizer-scores":
-            finish(bench, key, base, FILES[key[0]](bench, key))
+            finish(bench, key, base, FILES[key[0]](bench, key), facts={"images": 16})
 
 
 def tokenizer_files(bench: Bench, key: Key) -> dict[str, bytes]:
@@ -51,7 +51,15 @@ def tokenizer_files(bench: Bench, key: Key) -> dict[str, bytes]:
     tensors = {n: v.new_empty(v.shape).normal_(generator=rng) if v.is_floating_point() else v.contiguous()
                for n, v in model.state_dict().items()}  # fmt: skip
     log = losses_csv({"l2": 0.3, "codebook": 0.02}, adversarial_from=20)
-    return {"model.safetensors": save(tensors), "losses.csv": log}
+    usage = b"epoch,step,used,share\n1,10,3,0.05\n2,20,6,0.1\n"
+    hits = numpy_rng(0, *key).integers(0, 3, (1, model.tokens.num_codes)).astype(np.int32)
+    return {"model.safetensors": save(tensors), "losses.csv": log, "usage.csv": usage, "code_epochs.npy": npy(hits)}
+
+
+def token_files(bench: Bench, key: Key) -> dict[str, bytes]:
+    tokens = bench.tokenizers[key[1].split("/")[0]].tokens
+    ids = numpy_rng(0, *key).integers(0, tokens.num_codes // 2, (16, tokens.num_tokens, 1)).astype(np.int32)
+    return {"ids.npy": npy(ids)}
 
 
 def reconstruction_files(bench: Bench, key: Key) -> dict[str, bytes]:
@@ -70,6 +78,7 @@ FILES: dict[str, Callable[[Bench, Key], dict[str, bytes]]] = {
     "tokenizer": tokenizer_files,
     "reconstruction": reconstruction_files,
     "samples": sample_files,
+    "tokens": token_files,
     "dataset": lambda bench, key: {"validation.json": b"{}"},
     "generator": lambda bench, key: {"losses.csv": losses_csv({"mask": 6.0})},
 }

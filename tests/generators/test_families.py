@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,16 @@ def test_samples_are_images_of_the_tokenizers_codes(ran: Path, family: str, toke
     images, ids = np.load(store / "samples.npz")["arr_0"], np.load(store / "ids.npy")
     assert images.shape == (40, 32, 32, 3) and images.std() > 0
     assert len(ids) == 40 and ids.min() >= 0 and ids.max() < 16
+
+
+def test_the_latency_stands_in_the_run_record_and_in_the_list_alone(ran: Path) -> None:
+    name = "gpt-vqgan-k1024-s"
+    folder = ran / "results/tiny/samples" / name
+    run = json.loads((folder / "run.json").read_text())
+    assert run["timed_images"] == 48 and 0 < run["seconds_per_image"] * 48 < run["seconds"]
+    assert "seconds_per_image" not in (folder / "manifest.json").read_text()
+    listed = vqbench(ran, "list", "samples", "--scale", "tiny").stdout
+    assert f"40 images of gpt-vqgan-k1024, {run['seconds_per_image']:.3g} s an image on " in listed
 
 
 def test_latents_are_written_once_and_quantize_to_the_ids(ran: Path) -> None:

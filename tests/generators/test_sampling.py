@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,7 @@ class FakeJob:
     digest: str = "of this job"
     bench: Any = None
     opened: list[tuple[str, str]] = field(default_factory=list)
+    measured: dict[str, float] = field(default_factory=dict)
 
     @property
     def state(self) -> Path:
@@ -107,6 +109,17 @@ def test_outputs_have_the_layout_of_the_adm_evaluator(job: Any) -> None:
     counts = build_generator(generator_spec()).parameter_counts()
     assert facts == {"images": 22, "steps": 3, "parameters": counts}
     assert job.opened == [("generator", "g"), ("tokenizer", "t")]
+
+
+def test_seconds_an_image_count_what_was_made_in_this_run(job: Any) -> None:
+    began = time.perf_counter()
+    sampling.run(job)
+    spent = time.perf_counter() - began
+    assert job.measured["timed_images"] == 25, "22 and the padding"
+    assert 0 < job.measured["seconds_per_image"] * 25 < spent
+    again = new_job(job.store)
+    sampling.run(again)
+    assert again.measured == {}
 
 
 def test_decoding_is_by_whole_blocks_and_the_last_is_padded(job: Any, painter: Painter) -> None:

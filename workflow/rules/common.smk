@@ -13,8 +13,8 @@ from vqbench.changes import note
 from vqbench.cluster import ASKED, asks, small
 from vqbench.drawn import is_drawn_from
 from vqbench.errors import UserError
-from vqbench.eval.figure_inputs import figure_keys
-from vqbench.papers import bench, scale_of, scale_root, scales, score_keys
+from vqbench.eval.figure_inputs import ABOUT, figure_keys
+from vqbench.papers import FIRST_PAPER, bench, scale_of, scale_root, scales, score_keys
 
 # `vqbench` in a shell command is the one beside the Python that reads this, activated or not. A prefix and no parameter:
 # the path of an environment must not re-run anything. $PPID is the Snakemake that runs the job: with it the job ends.
@@ -50,6 +50,7 @@ wildcard_constraints:
     codebook="[^/]+",
     tokenizer="[^/]+",
     generator="[^/]+",
+    classifier="[^/]+",
     samples="[^/]+",
     dataset="[^/]+",
     pretrained="[^/]+",
@@ -64,6 +65,7 @@ WILDCARDS = (
     "tokenizer",
     "samples",
     "generator",
+    "classifier",
     "dataset",
     "split",
 )
@@ -177,9 +179,14 @@ def settle_tables():
             )
 
 
+def table_name(wc):
+    """<paper>/<id>; the first paper's tables lie at the root."""
+    return f"{getattr(wc, 'paper', FIRST_PAPER)}/{wc.table}"
+
+
 @user_errors
 def table_of(wc):
-    return bench_of(wc.root).table(f"{getattr(wc, 'paper', 'cq')}/{wc.table}")
+    return bench_of(wc.root).table(table_name(wc))
 
 
 @user_errors
@@ -197,6 +204,13 @@ def figure_inputs(wc):
         found, found.figure_path(figure), found.figure_digest(name)
     )
     return [found.manifest(k) for k in figure_keys(found, figure)]
+
+
+@user_errors
+def figure_about(wc):
+    """What the report says of a figure: its title, and how its kind is read."""
+    figure = bench_of(wc.root).figure(f"{wc.paper}/{wc.figure}")
+    return f"{figure.title}. {ABOUT.get(figure.kind, '')}".strip()
 
 
 @user_errors

@@ -62,6 +62,27 @@ rule score_samples:
         "vqbench score {wildcards.samples:q} --scale {params.scale:q} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
 
 
+rule train_usage:
+    input:
+        needs("train-usage"),
+    output:
+        manifest="{root}/scores/usage/{tokenizer}/manifest.json",
+    log:
+        "{root}/logs/scores/usage/{tokenizer}.log",
+    benchmark:
+        "{root}/benchmarks/scores/usage/{tokenizer}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: threads_of
+    resources:
+        **asked("train-usage"),
+    params:
+        scale=scale,
+        digest=digest("train-usage"),
+    shell:
+        "vqbench usage {wildcards.tokenizer:q} --scale {params.scale:q} --expect {params.digest} 2> {log:q}"
+
+
 rule probe:
     input:
         needs("probe"),

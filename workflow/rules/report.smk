@@ -25,9 +25,10 @@ rule table:
         **drawn(),
     params:
         scale=scale,
+        name=table_name,
         digest=lambda wc: bench_of(wc.root).table_digest(table_of(wc)),
     shell:
-        "vqbench table cq/{wildcards.table} --scale {params.scale:q} --expect {params.digest} 2> {log:q}"
+        "vqbench table {params.name:q} --scale {params.scale:q} --expect {params.digest} 2> {log:q}"
 
 
 use rule table as paper_table with:
@@ -64,10 +65,11 @@ rule figure:
     conda:
         "../../environment.yml"
     resources:
-        **drawn(mem_mb=2000, runtime=30),
+        **drawn(mem_mb=4000, runtime=120),
     params:
         scale=scale,
         digest=lambda wc: bench_of(wc.root).figure_digest(f"{wc.paper}/{wc.figure}"),
+        about=figure_about,
     shell:
         "vqbench figure {wildcards.paper}/{wildcards.figure} --scale {params.scale:q} --expect {params.digest} 2> {log:q}"
 

@@ -16,6 +16,7 @@ for kind, runs in (
     ("tokenizer", NAMED.tokenizers),
     ("generator", NAMED.generators),
     ("samples", NAMED.samples),
+    ("classifier", NAMED.classifiers),
 ):
     for run_id in runs:
 
