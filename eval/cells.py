@@ -14,7 +14,6 @@ from vqbench.eval.facts import fact_text, interval_text, value_text
 from vqbench.eval.protocols import metric_name
 from vqbench.jobs import finished
 from vqbench.papers import Bench, Key, Row, Table
-from vqbench.products import RowSpecs, of_training_images
 from vqbench.specs import digest_of
 
 
@@ -114,15 +113,16 @@ def measure_row(bench: Bench, table: Table, row: Row, printed: Mapping[str, list
         if "fact" in source:
             found.cells[column] = fact_text(specs, source["fact"], f"table '{table.id}', column '{column}'")
         elif "metric" in source:
-            scores = states.get(_key_of(bench, row, specs, source), ("", None))[1]
-            _add_metric(found, column, source["metric"], scores, printed.get(column, []))
+            key = bench.column_key(row, source)
+            scores = states[key][1] if key else None
+            _add_metric(found, column, source, scores, printed.get(column, []))
     return found
 
 
 def _check_source(source: Mapping[Any, str], where: str) -> None:
     """A misspelt key would fill the column from another quantity or data set without a word."""
     for key in source:
-        if key not in (known := ("metric", "on", "fact", "printed")):
+        if key not in (known := ("metric", "on", "of", "under", "times", "fact", "printed")):
             hint = '; YAML 1.1 reads a bare on: as true, write "on":' if key is True else f"; {nearest(key, known)}"
             raise SpecError(f"{where}: unknown key '{key}'{hint}")
 
@@ -131,26 +131,19 @@ def _worst_first(state: str) -> int:
     return ("failed", "stale", "missing").index(state.split(":")[0])
 
 
-def _key_of(bench: Bench, row: Row, specs: RowSpecs, source: Mapping[str, str]) -> Key:
-    if "samples" in row.run:
-        return "sample-scores", row.run["samples"]
-    if "classifier" in row.run:
-        return "classifier-scores", row.run["classifier"]
-    if of_training_images(source["metric"]):
-        return "train-usage", row.run.get("tokenizer", "")
-    dataset = (
-        bench.overlay.dataset(source["on"]) if "on" in source else specs.tokenizer.dataset if specs.tokenizer else ""
-    )
-    return "tokenizer-scores", f"{row.run.get('tokenizer', '')}/{dataset}"
-
-
-def _add_metric(found: MeasuredRow, column: str, base: str, scores: Scores | None, printed: list[str]) -> None:
+def _add_metric(
+    found: MeasuredRow, column: str, source: Mapping[str, Any], scores: Scores | None, printed: list[str]
+) -> None:
     if scores is None:
         return
+    base = source["metric"]
     name, entry = scores.metric(base)
     if entry is None or entry["value"] is None:
         found.notes.append(f"{column}: {name} {'was not scored' if entry is None else 'has no finite value'}")
         return
+    if "times" in source:  # as the paper prints it
+        numbers = {k: entry[k] * source["times"] for k in ("value", "low", "high") if entry.get(k) is not None}
+        entry = {**entry, **numbers}
     found.cells[column] = value_text(base, entry, printed)
     found.intervals[column] = interval_text(base, entry, printed)
     found.counts[column], found.scores[column] = int(entry["n"]), scores

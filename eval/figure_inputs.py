@@ -11,6 +11,7 @@ from vqbench.specs import Spec
 # kind of figure -> kinds of run that it can show
 SHOWS = {
     "usage-and-rfid": ("tokenizer",),
+    "downstream": ("tokenizer", "samples", "classifier"),
     "reconstructions": ("tokenizer",),
     "samples": ("samples",),
     "codebook": ("tokenizer",),
@@ -24,6 +25,7 @@ SHOWS = {
 # kind of figure -> what its reader should know, for the report
 ABOUT = {
     "usage-and-rfid": "Codebook usage and rFID against token dimension and codebook size, with 95% intervals.",
+    "downstream": "Tokenizers on every task that learns from their tokens: lower is better for FID, higher for top-1.",
     "reconstructions": "Validation images, spread over the split, and what each tokenizer makes of them, with PSNR.",
     "samples": "The first samples of each set, a row a class; of an unconditional set in their order.",
     "codebook": "Code vectors as maps, spread over the codebook.",
@@ -73,6 +75,8 @@ def run_key(bench: Bench, figure: Figure, run: str) -> Key:
 
 def _needs(bench: Bench, kind: str, run: Key) -> list[Key]:
     name = run[1]
+    if kind == "downstream":
+        return [score_of(bench, run)]
     if kind in ("samples", "codebook", "losses", "usage-over-epochs"):
         return [run]
     dataset = bench.tokenizers[name].dataset
@@ -81,5 +85,13 @@ def _needs(bench: Bench, kind: str, run: Key) -> list[Key]:
     if kind == "nearest-replacement":
         return [run, ("tokens", f"{name}/{dataset}/validation"), ("dataset", dataset)]
     if kind == "usage-and-rfid":
-        return [("tokenizer-scores", f"{name}/{dataset}")]
+        return [score_of(bench, run)]
     return [("reconstruction", f"{name}/{dataset}"), ("dataset", dataset)]
+
+
+def score_of(bench: Bench, run: Key) -> Key:
+    """The scores of a run on its own data set."""
+    kind, name = run
+    if kind == "tokenizer":
+        return "tokenizer-scores", f"{name}/{bench.tokenizers[name].dataset}"
+    return {"samples": "sample-scores", "classifier": "classifier-scores"}[kind], name

@@ -13,6 +13,7 @@ from vqbench.eval import (
     plots_replacement,
     plots_samples,
     plots_scores,
+    plots_tasks,
     plots_usage,
 )
 from vqbench.eval.figure_inputs import figure_runs
@@ -22,6 +23,7 @@ from vqbench.papers import Bench, Figure
 # kind -> (what opens its data from finished steps, what plots them)
 KINDS: dict[str, tuple[Callable[[Bench, Figure, Path], Any], Callable[[Any], Any]]] = {
     "usage-and-rfid": (plots_scores.open_points, plots_scores.plot_points),
+    "downstream": (plots_tasks.open_tasks, plots_tasks.plot_tasks),
     "reconstructions": (plots_images.open_reconstructions, plots_images.plot_reconstructions),
     "samples": (plots_samples.open_samples, plots_samples.plot_samples),
     "codebook": (plots_images.open_codes, plots_images.plot_codes),

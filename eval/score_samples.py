@@ -32,7 +32,10 @@ def run(job: Job) -> dict[str, Any]:
     archive, ids = Archive(samples.file("samples.npz"), "arr_0"), np.load(samples.file("ids.npy"), mmap_mode="r")
     if len(archive) != len(ids):
         raise ArtifactError(f"{spec['samples']}: {len(archive)} samples and {len(ids)} rows of ids; sample again")
-    reference = open_reference(job.upstream("reference", f"{spec['dataset']}/train"), where.protocol)
+    reference = open_reference(
+        job.upstream("reference", f"{spec['dataset']}/{job.bench.datasets[spec['dataset']].fid_reference}"),
+        where.protocol,
+    )
     generator = job.bench.generators[job.bench.samples[spec["samples"]].generator]
     sets = generation_metrics(where.protocol)
     evaluator = Evaluator([Usage(generator.tokens, "generated")], sets, judge(job, where, layers_of(sets)))

@@ -67,6 +67,8 @@ def _refuse_mixed(bench: Bench, table: Table, rows: list[MeasuredRow]) -> None:
     cells: dict[str, list[str]] = {}
     for row in rows:
         for column, scores in row.scores.items():
+            if "under" in table.columns[column]:  # a column that names its protocol, in its header as well
+                continue
             under = f"{scores.protocol.get('name')} {scores.protocol_digest[:12]}"
             cells.setdefault(under, []).append(f"'{row.row.label}' {column}")
     if len(cells) > 1:

@@ -182,9 +182,13 @@ def _add_steps(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-
           "tokenizer", lambda a: ("reconstruction", f"{a.name}/{_dataset(a)}"), dataset=True)  # fmt: skip
     _step(verbs, "score", "Score a tokenizer's reconstructions, a sample set or a classifier.", "score cq-k16384 --scale demo",
           "run", _scored, dataset=True)  # fmt: skip
+    pairs = _step(verbs, "score-pairs", "Score a tokenizer's reconstructions under another protocol's PSNR and SSIM.",
+                  "score-pairs cq-k16384 --protocol vqgan-lc-code --scale demo", "tokenizer",
+                  lambda a: ("pair-scores", f"{a.name}/{_dataset(a)}/{a.protocol}"), dataset=True)  # fmt: skip
+    pairs.add_argument("--protocol", required=True, help="a shipped protocol's name")
     real = _step(verbs, "reference", "The judge's features of a real split.", "reference photos --split train --scale demo",
                  "dataset", lambda a: ("reference", f"{a.name}/{a.split}"))  # fmt: skip
-    real.add_argument("--split", choices=["train", "validation"], default="validation")
+    real.add_argument("--split", choices=["train", "validation", "train+validation"], default="validation")
 
 
 def _encoded(kind: str, args: argparse.Namespace) -> Key:

@@ -100,7 +100,7 @@ class Images(ABC):
 
 
 class PhotoImages(Images):
-    """Crops of embedded photographs, one class each.
+    """Crops of embedded photographs, one class each, or all of one class where ``classes`` is 1.
 
     The photograph is scaled to ``short_side``; its upper 70% is the training region, the rest the validation region, so
     no pixel is shared (the lower parts are the least smooth). Crops are drawn by index and never stored.
@@ -112,24 +112,24 @@ class PhotoImages(Images):
         self.labels = np.arange(spec.sizes[split], dtype=np.int64) % spec.classes
 
     def position(self, index: int, *path: str | int) -> tuple[int, int, int]:
-        """(class, top, left) of a crop inside its region."""
-        label = index % self.spec.classes
-        height, width = self.regions[label].shape[:2]
+        """(photograph, top, left) of a crop inside its region."""
+        photo = index % len(self.regions)
+        height, width = self.regions[photo].shape[:2]
         rng, size = numpy_rng(self.spec.seed, self.split, *path, index), self.spec.resolution
-        return label, int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
+        return photo, int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
 
-    def _cut(self, label: int, top: int, left: int) -> np.ndarray:
+    def _cut(self, photo: int, top: int, left: int) -> np.ndarray:
         size = self.spec.resolution
-        return self.regions[label][top : top + size, left : left + size]
+        return self.regions[photo][top : top + size, left : left + size]
 
     def plain(self, index: int) -> np.ndarray:
         return self._cut(*self.position(index))
 
     def augmented(self, position: int, seed: int) -> tuple[np.ndarray, int]:
-        label, top, left = self.position(position, "stream", seed)
-        image = self._cut(label, top, left)
+        photo, top, left = self.position(position, "stream", seed)
+        image = self._cut(photo, top, left)
         flip = self.spec.augment != "none" and numpy_rng(seed, "flip", position).random() < 0.5
-        return (image[:, ::-1] if flip else image), label
+        return (image[:, ::-1] if flip else image), photo % self.spec.classes
 
 
 @lru_cache(maxsize=64)
@@ -166,6 +166,22 @@ def load_photo(name: str) -> Image.Image:
         raise DataError(f"photograph '{name}' does not ship with scikit-image or scikit-learn; {nearest(name, known)}")
     with Image.open(known[name]) as photo:
         return photo.convert("RGB")
+
+
+class Several(Images):
+    """Splits one after the other, to be looked at: nothing trains on them."""
+
+    def __init__(self, spec: DatasetSpec, split: str, parts: list[Images]) -> None:
+        super().__init__(spec, split)
+        self.parts, self.labels = parts, np.concatenate([part.labels for part in parts])
+        self.ends = np.cumsum([len(part) for part in parts])
+
+    def plain(self, index: int) -> np.ndarray:
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[part].plain(index - (int(self.ends[part - 1]) if part else 0))
+
+    def augmented(self, position: int, seed: int) -> tuple[np.ndarray, int]:
+        raise DataError(f"training takes one split, not '{self.split}'")
 
 
 class FolderImages(Images):
@@ -260,9 +276,13 @@ def _images_below(folder: Path) -> list[Path]:
 def open_images(spec: DatasetSpec, split: str, finished: Finished | None = None) -> Images:
     """A split of a data set. With `finished` (the checked data set), its index is used and skipped images stay out.
 
+    ``train+validation``, and the like, are several in that order.
+
     Raises:
         DataError: unknown split, missing or empty folder, unknown photograph.
     """
+    if "+" in split:
+        return Several(spec, split, [open_images(spec, part, finished) for part in split.split("+")])
     if split not in spec.sizes:
         raise DataError(f"no split '{split}'; {nearest(split, spec.sizes)}")
     if spec.kind == "embedded":

@@ -51,12 +51,14 @@ KINDS = {
     "classifier": ("classifiers", "vqbench.eval.classifier"),
     "classifier-scores": ("scores/classifiers", "vqbench.eval.score_classifier"),
     "train-usage": ("scores/usage", "vqbench.eval.score_usage"),
+    "pair-scores": ("scores/pairs", "vqbench.eval.score_pairs"),
     "probe": ("scores/probes", "vqbench.eval.probe"),
     "controls": ("scores/controls", "vqbench.eval.controls"),
 }
 
 # Parts of a kind's name, where it has more than one: tokens are of a tokenizer, a data set and a split.
-PARTS = {"features": 2, "tokens": 3, "latents": 3, "reconstruction": 2, "reference": 2, "tokenizer-scores": 2}
+PARTS = {"features": 2, "tokens": 3, "latents": 3, "reconstruction": 2, "reference": 2, "tokenizer-scores": 2,
+         "pair-scores": 3}  # fmt: skip
 
 # Kinds that several processes can do together (vqbench/distributed.py).
 SHARED = ("features", "tokenizer", "generator", "classifier", "tokens", "latents", "samples", "tokenizer-scores",
@@ -199,13 +201,24 @@ class Graph:
                     ("dataset", dataset), *self._roles()]  # fmt: skip
         return spec, (), upstream
 
+    def _step_pair_scores(self, tokenizer: str, dataset: str, protocol: str) -> Any:
+        self._get("tokenizer", self.tokenizers, tokenizer)
+        known = {path.stem: path for path in (PACKAGE / "eval" / "protocols").glob("*.yaml")}
+        spec = {
+            "tokenizer": tokenizer,
+            "dataset": dataset,
+            "protocol": read_yaml(self._get("protocol", known, protocol)),
+        }
+        return spec, (), [("reconstruction", f"{tokenizer}/{dataset}"), ("dataset", dataset)]
+
     def _step_sample_scores(self, name: str) -> Any:
         spec = self._get("samples", self.samples, name)
         generator = self.generators[spec.generator]
         dataset, tokens = generator.dataset, f"{generator.tokenizer}/{generator.dataset}/train"
         plain = {"samples": name, "dataset": dataset, "tokens": tokens, "judge": self.role("judge"),
                  "protocol": self.protocol}  # fmt: skip
-        upstream = [("samples", name), ("tokens", tokens), ("reference", f"{dataset}/train"),
+        upstream = [("samples", name), ("tokens", tokens),
+                    ("reference", f"{dataset}/{self.datasets[dataset].fid_reference}"),
                     ("pretrained", self.role("judge"))]  # fmt: skip
         return plain, (), upstream
 

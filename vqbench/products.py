@@ -64,7 +64,7 @@ class Table:
     paper: str
     id: str
     title: str
-    columns: Mapping[str, Mapping[str, str]]
+    columns: Mapping[str, Mapping[str, Any]]
     rows: tuple[Row, ...]
     ablation: bool = False
 
@@ -160,22 +160,36 @@ class Products(Graph):
 
     def row_keys(self, table: Table, row: Row) -> list[Key]:
         """The score artifacts that one row's cells are read from."""
-        keys: list[Key] = []
-        metrics = [c for c in table.columns.values() if "metric" in c]
-        if "tokenizer" in row.run:
-            own = self.tokenizers[row.run["tokenizer"]].dataset
-            for column in metrics:
-                if of_training_images(column["metric"]):
-                    keys.append(("train-usage", row.run["tokenizer"]))
-                    continue
-                dataset = self.overlay.dataset(column["on"]) if "on" in column else own
-                if dataset in (own, *self.ood(row.run["tokenizer"])):
-                    keys.append(("tokenizer-scores", f"{row.run['tokenizer']}/{dataset}"))
-        if "samples" in row.run:
-            keys.append(("sample-scores", row.run["samples"]))
+        keys = [self.column_key(row, column) for column in table.columns.values() if "metric" in column]
+        return list(dict.fromkeys(key for key in keys if key is not None))
+
+    def column_key(self, row: Row, column: Mapping[str, Any]) -> Key | None:
+        """The score artifact that a metric's cell is read from: of the row's samples or classifier where it has one, unless
+        the column is ``of: tokenizer``; None where the row has no such scores."""
+        for kind in ("samples", "classifier"):
+            if kind in row.run and column.get("of", kind) == kind:
+                return f"{kind.removesuffix('s')}-scores", row.run[kind]
+        name = self._tokenizer_of(row)
+        if name is None or column.get("of", "tokenizer") != "tokenizer":
+            return None
+        if of_training_images(column["metric"]):
+            return "train-usage", name
+        own = self.tokenizers[name].dataset
+        dataset = self.overlay.dataset(column["on"]) if "on" in column else own
+        if dataset not in (own, *self.ood(name)):
+            return None
+        if "under" in column:
+            return "pair-scores", f"{name}/{dataset}/{column['under']}"
+        return "tokenizer-scores", f"{name}/{dataset}"
+
+    def _tokenizer_of(self, row: Row) -> str | None:
+        """The tokenizer of a row's run, by the generator or classifier that learned from it."""
+        if "samples" in row.run or "generator" in row.run:
+            generator = row.run.get("generator") or self.samples[row.run["samples"]].generator
+            return self.generators[generator].tokenizer
         if "classifier" in row.run:
-            keys.append(("classifier-scores", row.run["classifier"]))
-        return list(dict.fromkeys(keys))
+            return self.classifiers[row.run["classifier"]].tokenizer
+        return row.run.get("tokenizer")
 
     def table_keys(self, table: Table) -> list[Key]:
         return list(dict.fromkeys(k for row in table.rows for k in self.row_keys(table, row)))
@@ -185,9 +199,11 @@ class Products(Graph):
         return {key for table in self.tables.values() for key in self.table_keys(table)}
 
     def own_scores(self, kind: str, name: str) -> list[Key]:
-        """The score artifacts of one run; usage over the training images where a table asks for it."""
-        usage = [("train-usage", name)] if kind == "tokenizer" else []
-        return super().own_scores(kind, name) + [key for key in usage if key in self._asked]
+        """The score artifacts of one run; usage over the training images, and pairs under other protocols, where a table
+        asks for them."""
+        more = sorted(key for key in self._asked if key[0] in ("train-usage", "pair-scores"))
+        own = [key for key in more if key[1].split("/")[0] == name] if kind == "tokenizer" else []
+        return super().own_scores(kind, name) + own
 
     def table_digest(self, table: Table) -> str:
         """What a table is made from, its scores aside: its declaration, its runs' specs, and the code that writes it."""
@@ -214,9 +230,8 @@ class Products(Graph):
         name = samples.generator if samples else row.run.get("generator")
         generator = self.generators[name] if name else None
         classifier = self.classifiers[row.run["classifier"]] if "classifier" in row.run else None
-        reader = generator or classifier
-        name = reader.tokenizer if reader else row.run.get("tokenizer")
-        return RowSpecs(samples, generator, self.tokenizers[name] if name else None, classifier)
+        tokenizer = self._tokenizer_of(row)
+        return RowSpecs(samples, generator, self.tokenizers[tokenizer] if tokenizer else None, classifier)
 
     def figure_digest(self, name: str) -> str:
         """What a figure is made from, its runs aside."""

@@ -24,7 +24,7 @@ class TableShape(Spec):
     """``tables:`` of a paper."""
 
     title: str
-    columns: dict[str, dict[str, str]]
+    columns: dict[str, dict[str, str | float]]
     rows: dict[str, dict[str, str]] | None = None
     ablation: bool = False
 

@@ -59,6 +59,9 @@ class DatasetSpec(Spec):
     crop: Literal["adm", "resize-center"] = "adm"
     augment: Literal["none", "flip", "random-crop-flip"] = "flip"
     on_bad_image: Literal["fail", "skip"] = "fail"
+    fid_reference: Literal["train", "train+validation"] = Field(
+        default="train", description="the images that FID of generated ones compares with"
+    )
     seed: int = 0
 
 

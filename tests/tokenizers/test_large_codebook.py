@@ -19,6 +19,7 @@ from helpers import copy_clone, environment, snakemake, vqbench
 from torch import Tensor
 
 from vqbench.artifacts import read_json, read_tensors
+from vqbench.tokenizers.large_codebook import standardized
 
 ROOT = Path("results/tiny")
 FACES = {"kind": "embedded", "images": ["retina", "rocket"], "short_side": 144, "sizes": {"train": 1024, "validation": 16},
@@ -145,6 +146,15 @@ def test_a_trained_tokenizer_needs_no_codebook(ran: Path, tmp_path: Path) -> Non
         assert (folder / "ids.npy").read_bytes() == before
         ids = np.load(folder / "ids.npy")
         assert ids.shape == (48, tokens, 1) and len(np.unique(ids)) > 1
+
+
+def test_standardized_codes_are_centred_and_of_length_1_on_average() -> None:
+    codes = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * 3 + 7
+    found = standardized(codes)
+    assert found.mean(0).abs().max() < 1e-6 and found.norm(dim=1).mean() == pytest.approx(1)
+    back = found * (codes - codes.mean(0)).norm(dim=1).mean() + codes.mean(0)
+    torch.testing.assert_close(back, codes, rtol=1e-5, atol=1e-5)
+    assert torch.equal(standardized(torch.full((3, 2), 4.0)), torch.zeros(3, 2))
 
 
 def test_the_tokens_say_the_projected_dimension(ran: Path) -> None:

@@ -66,7 +66,7 @@ def by_hand(model: Any, some: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_the_map_is_the_networks_own(network: Any) -> None:
-    teacher = open_clip_teacher(network.file, network.name)
+    teacher = open_clip_teacher(network.file, "clip-vitl14", network.name)
     some = images(teacher.size)
     found = teacher(some)
     assert found.shape == ((3, 16, 8, 8) if network.name == "tiny-vit" else (3, 256, 4, 4)) and found.std() > 0
@@ -76,7 +76,7 @@ def test_the_map_is_the_networks_own(network: Any) -> None:
 
 @torch.no_grad()
 def test_images_of_another_size_are_scaled_as_pil_does(network: Any) -> None:
-    teacher = open_clip_teacher(network.file, network.name)
+    teacher = open_clip_teacher(network.file, "clip-vitl14", network.name)
     levels = (images(160, 1) * 127.5 + 127.5).round()
     pixels = levels[0].permute(1, 2, 0).byte().numpy()
     small = Image.fromarray(pixels).resize((teacher.size, teacher.size), Image.Resampling.BICUBIC)
@@ -88,7 +88,7 @@ def test_images_of_another_size_are_scaled_as_pil_does(network: Any) -> None:
 @torch.no_grad()
 def test_patch_features_are_the_paper_s_pooling(network: Any) -> None:
     """8 x 8 patches to 4 x 4 cells: each is the mean of its own 2 x 2; image by image, row by row."""
-    teacher = open_clip_teacher(network.file, network.name)
+    teacher = open_clip_teacher(network.file, "clip-vitl14", network.name)
     some = images(teacher.size)
     found = patch_features(teacher, some, 4)
     side = teacher(some).shape[2] // 4
@@ -100,7 +100,7 @@ def test_patch_features_are_the_paper_s_pooling(network: Any) -> None:
 
 
 def test_a_map_smaller_than_the_grid_is_refused(network: Any) -> None:
-    teacher = open_clip_teacher(network.file, network.name)
+    teacher = open_clip_teacher(network.file, "clip-vitl14", network.name)
     with pytest.raises(SpecError, match="smaller than 16 x 16"):
         patch_features(teacher, images(teacher.size, 1), 16)
 
@@ -114,7 +114,7 @@ def test_the_embedded_teacher_gives_a_slice() -> None:
 def test_another_networks_weights_are_refused(network: Any, tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(MissingWeights, match=r"other.pt does not hold the weights of tiny-"):
-        open_clip_teacher(tmp_path / "other.pt", network.name)
+        open_clip_teacher(tmp_path / "other.pt", "clip-vitl14", network.name)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

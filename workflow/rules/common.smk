@@ -54,7 +54,8 @@ wildcard_constraints:
     samples="[^/]+",
     dataset="[^/]+",
     pretrained="[^/]+",
-    split="train|validation",
+    split=r"train|validation|train\+validation",
+    protocol="[a-z0-9-]+",
 
 
 # Wildcards in the order in which a kind's name is written: at most a few of them are a rule's.
@@ -68,6 +69,7 @@ WILDCARDS = (
     "classifier",
     "dataset",
     "split",
+    "protocol",
 )
 
 # Scales that this DAG has jobs of.

@@ -62,6 +62,27 @@ rule score_samples:
         "vqbench score {wildcards.samples:q} --scale {params.scale:q} --expect {params.digest} --processes {resources.gpu} 2> {log:q}"
 
 
+rule score_pairs:
+    input:
+        needs("pair-scores"),
+    output:
+        manifest="{root}/scores/pairs/{tokenizer}/{dataset}/{protocol}/manifest.json",
+    log:
+        "{root}/logs/scores/pairs/{tokenizer}/{dataset}/{protocol}.log",
+    benchmark:
+        "{root}/benchmarks/scores/pairs/{tokenizer}/{dataset}/{protocol}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: threads_of
+    resources:
+        **asked("pair-scores"),
+    params:
+        scale=scale,
+        digest=digest("pair-scores"),
+    shell:
+        "vqbench score-pairs {wildcards.tokenizer:q} --dataset {wildcards.dataset:q} --protocol {wildcards.protocol} --scale {params.scale:q} --expect {params.digest} 2> {log:q}"
+
+
 rule train_usage:
     input:
         needs("train-usage"),

@@ -1,4 +1,4 @@
-# Names that are not files: papers, runs by their id, figures, ablations, eval_only. All at `config["scale"]`.
+# Names that are not files: papers (tables and figures), runs by their id, figures, ablations, eval_only. All at `config["scale"]`.
 for name in NAMED.papers:
 
     rule:
@@ -7,7 +7,6 @@ for name in NAMED.papers:
         input:
             tables_of(name),
             figures_of(name),
-            f"{NAMED.root}/scores.csv",
         localrule: True
 
 

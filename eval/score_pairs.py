@@ -1,0 +1,38 @@
+"""Step ``pair-scores``: a tokenizer's reconstructions under another protocol's PSNR and SSIM than the scale's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vqbench.data import open_images
+from vqbench.eval.archive import batches
+from vqbench.eval.base import Batch
+from vqbench.eval.evaluator import Evaluator
+from vqbench.eval.protocols import read_protocol
+from vqbench.eval.psnr import Psnr
+from vqbench.eval.scoring import entries, write_scores
+from vqbench.eval.ssim import Ssim
+from vqbench.jobs import Job
+from vqbench.progress import Progress
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Write ``scores.json`` with psnr and ssim under the names of the protocol, e.g. ``psnr[vqgan-lc-code]``.
+
+    Images are the data set's own crops: a protocol that crops otherwise does so for images of other sizes.
+    """
+    spec, protocol = job.spec, read_protocol(job.spec["protocol"])
+    name = f"{spec['tokenizer']}/{spec['dataset']}"
+    images = open_images(job.bench.datasets[spec["dataset"]], "validation", job.upstream("dataset", spec["dataset"]))
+    decoded = np.load(job.upstream("reconstruction", name).file("images.npy"), mmap_mode="r")
+    pairs = (Psnr(protocol.psnr), Ssim(protocol.ssim))
+    evaluator = Evaluator(pairs)
+    progress = Progress(len(images), f"score {job.key[1]}", "img")
+    for part in batches(len(images), protocol.batch):
+        originals = images.batch(part.start, part.stop - part.start)
+        evaluator.see(Batch(np.arange(part.start, part.stop), np.array(decoded[part]), originals))
+        progress.update(len(originals))
+    write_scores(job, entries(evaluator.streamed(), protocol), identical_pairs=pairs[0].identical)
+    return {"images": len(images), "protocol": protocol.name}
