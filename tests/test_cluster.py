@@ -19,6 +19,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_clone(tmp_path_factory.mktemp("cluster") / "clone")
 
 
+GROUPED = re.compile(
+    r"Group job evaluation.*?rule reconstruct:.*?runtime=(\d+).*?rule score_tokenizer:.*?runtime=(\d+)", re.S
+)
+
+
 def asked(folder: Path, *targets: str, profile: str = "slurm") -> dict[str, list[dict[str, str]]]:
     """Rule -> what each of its jobs asks for, as a dry run prints it."""
     done = snakemake(folder, "-n", "--profile", profile, *targets)
@@ -41,6 +46,27 @@ def test_gpu_rules_ask_for_the_users_gpus_and_the_others_do_not(place: Path) -> 
     for name in ("train_tokenizer", "train_generator", "sample"):
         assert {j["slurm_extra"] for j in jobs[name]} == {"--signal=URG@120"}
     assert {j["slurm_extra"] for j in jobs["score_samples"]} == {""}, "what keeps no state is not told to stop"
+
+
+def test_a_group_is_sent_only_where_its_sum_fits(place: Path) -> None:
+    """Snakemake sums the minutes of a group's steps; Slurm never starts a job that is longer than its partition allows."""
+    (place / "cluster.yaml").write_text("account: p123\n")
+    done = snakemake(place, "-n", "--profile", "slurm", "results/table6b.csv")
+    sums = [int(a) + int(b) for a, b in GROUPED.findall(done.stdout + done.stderr)]
+    assert len(sums) == 4 and done.returncode == 0, done.stderr[-3000:]
+    for longest in (max(sums), min(sums) - 1):
+        (place / "cluster.yaml").write_text(f"longest: {longest}\n")
+        done = snakemake(place, "-n", "--profile", "slurm", "results/table6b.csv")
+        assert len(GROUPED.findall(done.stdout + done.stderr)) == (4 if longest == max(sums) else 0)
+        alone = re.findall(
+            r"^rule (?:reconstruct|score_tokenizer):.*?runtime=(\d+)", done.stdout + done.stderr, re.M | re.S
+        )
+        assert len(alone) == (0 if longest == max(sums) else 8) and all(int(m) <= longest for m in alone)
+
+
+def test_tables_fit_a_short_partition_too(place: Path) -> None:
+    (place / "cluster.yaml").write_text("longest: 2\n")
+    assert {j["runtime"] for j in asked(place, "results/demo/table6b.csv")["table"]} == {"2"}
 
 
 def test_run_times_follow_the_plan(place: Path) -> None:
