@@ -13,6 +13,7 @@ from vqbench.clone import read_yaml
 from vqbench.closure import PACKAGE, code_digest
 from vqbench.errors import SpecError, nearest
 from vqbench.resolve import Overlay
+from vqbench.rooms import load
 from vqbench.specs import (
     DatasetSpec,
     GeneratorSpec,
@@ -86,8 +87,10 @@ class Graph:
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
-        """The scale's evaluation protocol, as data."""
-        return read_yaml(PACKAGE / "eval" / "protocols" / f"{self.overlay.protocol}.yaml")
+        """The scale's evaluation protocol, as data, checked by what will read it before anything trains for it."""
+        data = read_yaml(PACKAGE / "eval" / "protocols" / f"{self.overlay.protocol}.yaml")
+        load("eval", "protocols").read_protocol(data)
+        return data
 
     def ood(self, tokenizer: str) -> tuple[str, ...]:
         """Data sets beside its own on which a tokenizer is scored (MS-COCO in the cq paper)."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from vqbench.artifacts import write_json
 from vqbench.cluster import estimates_path, hours_of
-from vqbench.errors import SpecError, nearest
+from vqbench.errors import SpecError, naming, nearest
 from vqbench.papers import Bench, Key, bench, scale_of, score_keys
 from vqbench.specs import GeneratorSpec, SampleSpec, TokenizerSpec, digest_of
 
@@ -110,6 +110,11 @@ def record(found: Bench, path: Path | None = None) -> Path:
 
 def estimate(found: Bench, key: Key) -> tuple[int, float, float]:
     """(images seen, floating-point operations, bytes kept) of one step, by its spec."""
+    with naming("/".join(key)):
+        return _estimate(found, key)
+
+
+def _estimate(found: Bench, key: Key) -> tuple[int, float, float]:
     kind = key[0]
     spec: Any = found.step(key).spec
     if kind == "tokenizer":
@@ -147,10 +152,10 @@ def generator_counts(spec: GeneratorSpec) -> tuple[int, int]:
     """(parameters without vocabulary matrices, parameters of the vocabulary matrices), from the meta device."""
     import torch
 
-    from vqbench.rooms import load
+    from vqbench.rooms import build
 
     with torch.device("meta"):
-        counts = load("generators", spec.family).build(spec).parameter_counts()
+        counts = build("generators", spec).parameter_counts()
     return counts["blocks"], counts["vocabulary"]
 
 
@@ -164,11 +169,11 @@ def _counted(as_json: str) -> tuple[float, float, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from vqbench.rooms import load
+    from vqbench.rooms import build, load
 
     spec = TokenizerSpec.model_validate_json(as_json)  # as text it can be remembered: its mappings cannot be hashed
     with torch.device("meta"):
-        model, image = load("tokenizers", spec.family).build(spec), torch.empty(1, 3, spec.resolution, spec.resolution)
+        model, image = build("tokenizers", spec), torch.empty(1, 3, spec.resolution, spec.resolution)
         with FlopCounterMode(display=False) as counter:
             model.decode(model.encode(image).new_empty(1, *_latent_shape(spec)))
         forward = (

@@ -60,6 +60,9 @@ def _mapped(table: Mapping[Any, Any], value: Any) -> Any:
     return table.get(value, value) if isinstance(value, int | float | str) else value
 
 
+# No size, count or number of layers is larger: a model of 10^30 layers would be built for ever.
+LARGEST = 10**8
+
 # Different ways to say one thing: what an overlay or entry says in one way replaces what the recipe says in another.
 SAME = (
     {"steps", "epochs"},
@@ -148,9 +151,8 @@ def resolve_tokenizer(
     dataset = datasets[dataset_id]
     recipe = recipe_of(recipes, common.get("recipe", family), where)
     defaults = {**own["literals"]["OPTIONS"], **_known(recipe.pop("options", {}), own["literals"]["OPTIONS"], where)}
-    checked = {"downsample": common.get("downsample", 16), **defaults, **own["options"]}
-    _check_options(checked, {"downsample": 16, **defaults}, where)
-    options = overlay.options("tokenizers", family, checked)
+    wanted = {"downsample": common.get("downsample", 16), **defaults, **own["options"]}
+    options = _scaled(overlay, "tokenizers", family, wanted, {"downsample": 16, **own["literals"]["OPTIONS"]}, where)
     downsample = options.pop("downsample")
     recipe = overlay.training("tokenizers", family, _merge(recipe, common.get("training", {})))
     _check_terms(recipe.get("weights", {}), {*TERMS, *own["literals"].get("TERMS", ())}, where)
@@ -189,12 +191,11 @@ def resolve_generator(
     _check_terms(recipe.get("weights", {}), {"cross_entropy", *own["literals"].get("TERMS", ())}, where)
     recipe = overlay.training("generators", family, recipe)
     recipe.pop("options", None)
-    options = {**own["literals"]["OPTIONS"], **own["options"]}
-    _check_options(options, own["literals"]["OPTIONS"], where)
+    defaults = own["literals"]["OPTIONS"]
     data = {
         "family": family, "tokenizer": name, "dataset": tokenizer.dataset, "recipe": common.get("recipe", family),
         "tokens": tokenizer.tokens.model_dump(), "num_classes": dataset.classes,
-        "options": overlay.options("generators", family, options),
+        "options": _scaled(overlay, "generators", family, {**defaults, **own["options"]}, defaults, where),
         "training": resolve_training(recipe, dataset.sizes["train"], where),
         "seed": common.get("seed", 0), "threads": overlay.threads,
     }  # fmt: skip
@@ -216,12 +217,10 @@ def resolve_samples(
     generator = generators[name]
     defaults = family_literals("generators", generator.family, where)["SAMPLER"]
     common = {k: entry.pop(k) for k in ("count", "block", "seed") if k in entry}
-    sampler = {**defaults, **_known(entry, defaults, where)}
-    _check_options(sampler, defaults, where)
-    wanted: dict[str, Any] = {"count": 50_000, "block": 250} | common | sampler
-    scaled = overlay.options("samples", generator.family, wanted)
-    count, block = scaled.pop("count"), scaled.pop("block")
-    scaled.pop("seed", None)
+    sizes = {"count": 50_000, "block": 250, "seed": 0}
+    wanted = {**sizes, **common, **defaults, **_known(entry, defaults, where)}
+    scaled = _scaled(overlay, "samples", generator.family, wanted, {**sizes, **defaults}, where)
+    count, block, _ = (scaled.pop(name) for name in sizes)
     if overlay.scale == "paper" and count != 50_000:
         raise SpecError(
             f"{where}: count is {count}: a paper-scale generation cell needs 50,000 images (FID is biased in 1/N); "
@@ -263,24 +262,41 @@ def _known(options: Mapping[str, Any], defaults: Mapping[str, Any], where: str) 
     return dict(options)
 
 
+def _scaled(
+    overlay: Overlay, kind: str, family: str, options: dict[str, Any], defaults: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """`options` as the scale leaves them, checked before and after: a scale can be as wrong as a paper's entry."""
+    _check_options(options, defaults, where)
+    scaled = overlay.options(kind, family, options)
+    _check_options(scaled, defaults, f"{where}, as scales/{overlay.scale}.yaml leaves it")
+    return scaled
+
+
 def _check_options(options: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
-    """Each option has its default's type; a count whose default is positive stays positive (K or steps of zero)."""
-    value: Any
+    """Each option, and each item of a list, has its default's type; what is positive by default stays so."""
     for key, value in options.items():
-        default = defaults[key]
-        allowed: Any = (
-            (int, float)
-            if isinstance(default, float)
-            else (list, tuple)
-            if isinstance(default, list | tuple)
-            else type(default)
-        )
-        if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, allowed):
-            raise SpecError(f"{where}: '{key}' is {value!r}: expected {type(default).__name__}")
-        if isinstance(default, int) and not isinstance(default, bool) and default > 0 and value <= 0:
-            raise SpecError(f"{where}: '{key}' is {value}: input should be greater than 0")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise SpecError(f"{where}: '{key}' is {value}: input should be finite")
+        _check_value(value, defaults[key], f"{where}: '{key}' is {value!r}")
+
+
+def _check_value(value: Any, default: Any, what: str) -> None:
+    allowed: Any = (
+        (int, float)
+        if isinstance(default, float)
+        else (list, tuple)
+        if isinstance(default, list | tuple)
+        else type(default)
+    )
+    if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, allowed):
+        raise SpecError(f"{what}: expected {type(default).__name__}")
+    if isinstance(default, int) and not isinstance(default, bool) and default > 0 and value <= 0:
+        raise SpecError(f"{what}: input should be greater than 0")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise SpecError(f"{what}: input should be at most {LARGEST}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SpecError(f"{what}: input should be finite")
+    if isinstance(default, list | tuple):
+        for item in value if default else ():
+            _check_value(item, default[0], what)
 
 
 def _dataset_id(common: Mapping[str, Any], datasets: Mapping[str, DatasetSpec], overlay: Overlay, where: str) -> str:
