@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -120,6 +121,40 @@ def test_the_example_is_valid_and_pbs_reads_the_same_file(place: Path) -> None:
     jobs = asked(place, "results/demo/table6b.csv", profile="workflow/profiles/pbs")
     assert {j["slurm_partition"] for some in jobs.values() for j in some} == {"cpu"}, "the demo needs no GPU"
     assert all({"gpu", "mem_mb", "runtime", "cpus_per_task"} <= j.keys() for some in jobs.values() for j in some)
+
+
+# Writes down its arguments and runs the script, which is the last one.
+QSUB = """#!/bin/sh
+for last; do :; done
+printf '%s\\n' "$@" > {folder}/argv
+sh "$last" > {folder}/job.log 2>&1 &
+echo 7.server
+"""
+
+
+@pytest.mark.parametrize(
+    ("mine", "asks"),
+    [
+        ("cpu_partition: serial\naccount: p123\n", ["-q", "serial", "-A", "p123"]),
+        ("account: p123\n", ["-A", "p123"]),
+        ("longest: 60\n", []),
+    ],
+)
+def test_qsub_is_given_queue_and_account_or_neither(clone: Path, mine: str, asks: list[str]) -> None:
+    """An empty queue would take the next option for its name."""
+    (clone / "cluster.yaml").write_text(mine)
+    fakes = clone.parent / "fakes"
+    fakes.mkdir()
+    (fakes / "qsub").write_text(QSUB.format(folder=fakes))
+    (fakes / "qsub").chmod(0o755)
+    target = "results/tiny/datasets/photos-tiny/manifest.json"
+    words = ("--profile", "workflow/profiles/pbs", "--latency-wait", "5", target)
+    done = snakemake(clone, *words, PATH=f"{fakes}:{os.environ['PATH']}")
+    assert done.returncode == 0 and (clone / target).is_file(), done.stderr + (fakes / "job.log").read_text()
+    *given, script = (fakes / "argv").read_text().splitlines()
+    assert given == ["-N", "vqbench", *asks, "-j", "oe", "-o", ".snakemake/pbs_logs/",
+                     "-l", "select=1:ncpus=1:ngpus=0:mem=1000mb", "-l", "walltime=600"]  # fmt: skip
+    assert Path(script).name.endswith(".sh")
 
 
 def test_what_sinfo_prints() -> None:
