@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import copy_clone, snakemake, vqbench
 
+from vqbench.papers import bench
 from vqbench.slurm import _minutes, _partitions
 
 MINE = "gpu_partition: a100-long\ncpu_partition: serial\naccount: p123\ngpu_model: a100\nlongest: 600\nnotice: 120\ntflops: 300\n"
@@ -68,6 +69,33 @@ def test_a_group_is_sent_only_where_its_sum_fits(place: Path) -> None:
 def test_tables_fit_a_short_partition_too(place: Path) -> None:
     (place / "cluster.yaml").write_text("longest: 2\n")
     assert {j["runtime"] for j in asked(place, "results/demo/table6b.csv")["table"]} == {"2"}
+
+
+DRY, READ = 10, 1  # seconds on 2 cores: the bounds of issue 4 (measured: 2.4 for 8 tables, and 0.2)
+
+
+def cpu_seconds(folder: Path, *words: str) -> float:
+    """What a command computes: the clock on the wall would measure who else uses the machine."""
+    before = os.times()
+    done = snakemake(folder, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_a_dry_run_of_all_tables_at_paper_scale_takes_seconds(place: Path) -> None:
+    (place / "cluster.yaml").write_text("longest: 1440\n")
+    tables = [bench("paper").table_path(table) for table in bench("paper").tables.values()]
+    assert len(tables) >= 5
+    assert cpu_seconds(place, "-n", "--quiet", "--profile", "slurm", *tables) < DRY
+
+
+def test_reading_the_snakefile_takes_less_than_a_second(place: Path) -> None:
+    """--list-rules reads it and nothing more; Snakemake's own start, which an empty Snakefile has too, is not counted."""
+    (place / "empty.smk").write_text("")
+    ours, empty = (min(cpu_seconds(place, *words) for _ in range(2)) for words in (
+        ("--list-rules",), ("--snakefile", "empty.smk", "--list-rules")))  # fmt: skip
+    assert ours - empty < READ
 
 
 def test_run_times_follow_the_plan(place: Path) -> None:

@@ -131,16 +131,38 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_next_call_goes_on(clone: 
     assert manifest.read_bytes() == before
 
 
-def test_results_that_may_not_be_written_are_said_in_a_line(clone: Path) -> None:
-    results = clone / "results" / "tiny"
-    results.mkdir(parents=True)
-    mount("--bind", str(results), str(results))
-    subprocess.run(["mount", "-o", "remount,bind,ro", str(results)], check=True)
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A folder of which nothing can be written."""
+    mount("--bind", str(folder), str(folder))
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
     try:
-        done = vqbench(clone, "check-dataset", "photos-tiny", "--scale", "tiny")
-        assert done.returncode == 1 and "Traceback" not in done.stderr and "Read-only" in done.stderr, done.stderr
+        yield
     finally:
-        subprocess.run(["umount", str(results)], check=True)
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_results_that_may_not_be_written_are_said_in_a_line(clone: Path) -> None:
+    """By the step, and by Snakemake before it starts one; in the words that docs/cluster.md explains."""
+    explained = (ROOT / "docs" / "cluster.md").read_text()
+    results = clone / "results" / "tiny"
+    target = "results/tiny/datasets/photos-tiny/manifest.json"
+    results.mkdir(parents=True)
+    with read_only(results):
+        by_hand = vqbench(clone, "check-dataset", "photos-tiny", "--scale", "tiny")
+        first = snakemake(clone, target)
+    assert snakemake(clone, target).returncode == 0
+    before = (clone / target).read_bytes()
+    data = clone / "workflow" / "datasets.yaml"
+    data.write_text(data.read_text().replace("train: 64", "train: 60"))
+    with read_only(results):
+        again = snakemake(clone, target)
+    for done, words in ((by_hand, "Read-only file system"), (first, "Failed to create output directory"),
+                        (again, "ProtectedOutputException")):  # fmt: skip
+        said = done.stdout + done.stderr
+        assert done.returncode == 1 and words in said and "Traceback" not in said, said
+        assert words in explained
+    assert (clone / target).read_bytes() == before
 
 
 class Cheat(BaseHTTPRequestHandler):
