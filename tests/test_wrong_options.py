@@ -61,11 +61,15 @@ def test_an_option_out_of_range_is_named(place: Path, name: str, change: Change,
         path.with_suffix(".before").replace(path)
 
 
-def test_snakemake_says_the_same(place: Path) -> None:
-    path = changed(place, *WRONG[0][:2])
+JUDGELESS: tuple[str, Change, str] = ("scales/tiny.yaml", lambda d: d["roles"].pop("judge"), "'roles' names no judge")
+
+
+@pytest.mark.parametrize(("name", "change", "says"), [WRONG[0], JUDGELESS])
+def test_snakemake_says_the_same(place: Path, name: str, change: Change, says: str) -> None:
+    path = changed(place, name, change)
     try:
         done = snakemake(place, "-n", "results/tiny/table6b.csv")
-        assert done.returncode != 0 and WRONG[0][2] in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode != 0 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
     finally:
         path.with_suffix(".before").replace(path)
 

@@ -83,6 +83,10 @@ class Graph:
 
     def role(self, role: str) -> str:
         """The pretrained network that this scale puts in a role, e.g. ``role("judge")``."""
+        if role not in self.overlay.roles:
+            raise SpecError(
+                f"scales/{self.scale}.yaml: 'roles' names no {role}; it has {', '.join(self.overlay.roles)}"
+            )
         return str(self.overlay.roles[role])
 
     @cached_property
