@@ -16,6 +16,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/groups.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/codebooks.smk"
 include: "workflow/rules/tokenizers.smk"

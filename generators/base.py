@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.artifacts import read_tensors
-from vqbench.rooms import load
+from vqbench.rooms import build
 from vqbench.specs import GeneratorSpec
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Generator(nn.Module):
 
 def build_generator(spec: GeneratorSpec) -> Generator:
     """The family's untrained model for a spec. Runs on the meta device too."""
-    generator: Generator = load("generators", spec.family).build(spec)
+    generator: Generator = build("generators", spec)
     return generator
 
 

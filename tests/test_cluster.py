@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 from helpers import copy_clone, snakemake, vqbench
 
+from vqbench.papers import bench
 from vqbench.slurm import _minutes, _partitions
 
 MINE = "gpu_partition: a100-long\ncpu_partition: serial\naccount: p123\ngpu_model: a100\nlongest: 600\nnotice: 120\ntflops: 300\n"
@@ -17,6 +19,11 @@ MINE = "gpu_partition: a100-long\ncpu_partition: serial\naccount: p123\ngpu_mode
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_clone(tmp_path_factory.mktemp("cluster") / "clone")
+
+
+GROUPED = re.compile(
+    r"Group job evaluation.*?rule reconstruct:.*?runtime=(\d+).*?rule score_tokenizer:.*?runtime=(\d+)", re.S
+)
 
 
 def asked(folder: Path, *targets: str, profile: str = "slurm") -> dict[str, list[dict[str, str]]]:
@@ -41,6 +48,54 @@ def test_gpu_rules_ask_for_the_users_gpus_and_the_others_do_not(place: Path) -> 
     for name in ("train_tokenizer", "train_generator", "sample"):
         assert {j["slurm_extra"] for j in jobs[name]} == {"--signal=URG@120"}
     assert {j["slurm_extra"] for j in jobs["score_samples"]} == {""}, "what keeps no state is not told to stop"
+
+
+def test_a_group_is_sent_only_where_its_sum_fits(place: Path) -> None:
+    """Snakemake sums the minutes of a group's steps; Slurm never starts a job that is longer than its partition allows."""
+    (place / "cluster.yaml").write_text("account: p123\n")
+    done = snakemake(place, "-n", "--profile", "slurm", "results/table6b.csv")
+    sums = [int(a) + int(b) for a, b in GROUPED.findall(done.stdout + done.stderr)]
+    assert len(sums) == 4 and done.returncode == 0, done.stderr[-3000:]
+    for longest in (max(sums), min(sums) - 1):
+        (place / "cluster.yaml").write_text(f"longest: {longest}\n")
+        done = snakemake(place, "-n", "--profile", "slurm", "results/table6b.csv")
+        assert len(GROUPED.findall(done.stdout + done.stderr)) == (4 if longest == max(sums) else 0)
+        alone = re.findall(
+            r"^rule (?:reconstruct|score_tokenizer):.*?runtime=(\d+)", done.stdout + done.stderr, re.M | re.S
+        )
+        assert len(alone) == (0 if longest == max(sums) else 8) and all(int(m) <= longest for m in alone)
+
+
+def test_tables_fit_a_short_partition_too(place: Path) -> None:
+    (place / "cluster.yaml").write_text("longest: 2\n")
+    assert {j["runtime"] for j in asked(place, "results/demo/table6b.csv")["table"]} == {"2"}
+
+
+DRY, READ = 10, 1  # seconds on 2 cores: the bounds of issue 4 (measured: 2.4 for 8 tables, and 0.2)
+
+
+def cpu_seconds(folder: Path, *words: str) -> float:
+    """What a command computes: the clock on the wall would measure who else uses the machine."""
+    before = os.times()
+    done = snakemake(folder, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_a_dry_run_of_all_tables_at_paper_scale_takes_seconds(place: Path) -> None:
+    (place / "cluster.yaml").write_text("longest: 1440\n")
+    tables = [bench("paper").table_path(table) for table in bench("paper").tables.values()]
+    assert len(tables) >= 5
+    assert cpu_seconds(place, "-n", "--quiet", "--profile", "slurm", *tables) < DRY
+
+
+def test_reading_the_snakefile_takes_less_than_a_second(place: Path) -> None:
+    """--list-rules reads it and nothing more; Snakemake's own start, which an empty Snakefile has too, is not counted."""
+    (place / "empty.smk").write_text("")
+    ours, empty = (min(cpu_seconds(place, *words) for _ in range(2)) for words in (
+        ("--list-rules",), ("--snakefile", "empty.smk", "--list-rules")))  # fmt: skip
+    assert ours - empty < READ
 
 
 def test_run_times_follow_the_plan(place: Path) -> None:
@@ -94,6 +149,40 @@ def test_the_example_is_valid_and_pbs_reads_the_same_file(place: Path) -> None:
     jobs = asked(place, "results/demo/table6b.csv", profile="workflow/profiles/pbs")
     assert {j["slurm_partition"] for some in jobs.values() for j in some} == {"cpu"}, "the demo needs no GPU"
     assert all({"gpu", "mem_mb", "runtime", "cpus_per_task"} <= j.keys() for some in jobs.values() for j in some)
+
+
+# Writes down its arguments and runs the script, which is the last one.
+QSUB = """#!/bin/sh
+for last; do :; done
+printf '%s\\n' "$@" > {folder}/argv
+sh "$last" > {folder}/job.log 2>&1 &
+echo 7.server
+"""
+
+
+@pytest.mark.parametrize(
+    ("mine", "asks"),
+    [
+        ("cpu_partition: serial\naccount: p123\n", ["-q", "serial", "-A", "p123"]),
+        ("account: p123\n", ["-A", "p123"]),
+        ("longest: 60\n", []),
+    ],
+)
+def test_qsub_is_given_queue_and_account_or_neither(clone: Path, mine: str, asks: list[str]) -> None:
+    """An empty queue would take the next option for its name."""
+    (clone / "cluster.yaml").write_text(mine)
+    fakes = clone.parent / "fakes"
+    fakes.mkdir()
+    (fakes / "qsub").write_text(QSUB.format(folder=fakes))
+    (fakes / "qsub").chmod(0o755)
+    target = "results/tiny/datasets/photos-tiny/manifest.json"
+    words = ("--profile", "workflow/profiles/pbs", "--latency-wait", "5", target)
+    done = snakemake(clone, *words, PATH=f"{fakes}:{os.environ['PATH']}")
+    assert done.returncode == 0 and (clone / target).is_file(), done.stderr + (fakes / "job.log").read_text()
+    *given, script = (fakes / "argv").read_text().splitlines()
+    assert given == ["-N", "vqbench", *asks, "-j", "oe", "-o", ".snakemake/pbs_logs/",
+                     "-l", "select=1:ncpus=1:ngpus=0:mem=1000mb", "-l", "walltime=600"]  # fmt: skip
+    assert Path(script).name.endswith(".sh")
 
 
 def test_what_sinfo_prints() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import environment, vqbench
+import yaml
+from forks import STAGES, Forks, made, store_of
+from helpers import copy_clone, environment, vqbench
 
 from vqbench.notice import SIGNALS, Notice
 
@@ -63,6 +67,44 @@ def test_each_signal_saves_the_step_and_the_same_command_goes_on(clone: Path) ->
     (clone / "results/tiny/pretrained/tiny-classifier/manifest.json").unlink()
     assert vqbench(clone, *COMMAND).returncode == 0
     assert (stores(clone) / "model.safetensors").read_bytes() == disturbed
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """A clone whose generator and samples take seconds, with all that they need; no checkpoint comes before the end."""
+    clone = copy_clone(tmp_path_factory.mktemp("notice") / "clone")
+    path = clone / "workflow" / "scales" / "tiny.yaml"
+    scale = yaml.safe_load(path.read_text())
+    scale["generators"]["training"] |= {"steps": 600, "checkpoint_every": 600}
+    scale["samples"]["set"] |= {"count": 3200}
+    path.write_text(yaml.safe_dump(scale, sort_keys=False))
+    with Forks(clone) as forks:
+        forks.prepare()
+        for stage in ("train-tokenizer", "tokenize", "train-generator"):
+            forks.finish(*STAGES[stage])
+        yield forks
+
+
+@pytest.mark.parametrize("stage", ["train-generator", "sample"])
+def test_a_generator_and_its_samples_save_at_sigterm_and_go_on(forks: Forks, stage: str) -> None:
+    manifest = forks.finish(*STAGES[stage])
+    undisturbed, store = made(manifest), store_of(manifest)
+    shutil.rmtree(store)
+    manifest.unlink()
+    forks.log.write_text("")
+    pid, until = forks.start(*STAGES[stage]), time.monotonic() + 60
+    while "%|" not in forks.log.read_text():  # the first bar: it is in its loop
+        assert time.monotonic() < until, forks.log.read_text()
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGTERM)
+    done = forks.wait()
+    assert done.status == os.EX_TEMPFAIL and "stopped by SIGTERM at" in done.text and "Traceback" not in done.text, done
+    kept = {p.name for p in (store / "state").glob("[!.]*")}
+    assert any(name.startswith(("checkpoint-", "shard-")) for name in kept), "it saved where it was"
+    assert not (store / "failure.json").exists(), "no table shall call it failed"
+    again = forks.run(*STAGES[stage])
+    assert again.status == 0 and ("resumed" in again.text or stage == "sample"), again.text
+    assert made(manifest) == undisturbed
 
 
 def test_outside_of_a_loop_signals_do_what_they_always_do() -> None:

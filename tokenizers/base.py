@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.artifacts import read_tensors
-from vqbench.rooms import load
+from vqbench.rooms import build
 from vqbench.specs import TokenizerSpec, TokenSpec
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Tokenizer(nn.Module):
 
 def build_tokenizer(spec: TokenizerSpec) -> Tokenizer:
     """The family's untrained model for a spec. Runs on the meta device too."""
-    tokenizer: Tokenizer = load("tokenizers", spec.family).build(spec)
+    tokenizer: Tokenizer = build("tokenizers", spec)
     return tokenizer
 
 

@@ -31,6 +31,8 @@ MARGIN, START = 2.0, 30
 WORD = r"^([A-Za-z0-9_][A-Za-z0-9_.,@+-]*)?$"
 # Kinds that keep their state and stop at a signal (vqbench/notice.py); the others start over, and are short.
 SLICED = ("pretrained", "codebook", "tokenizer", "generator", "classifier", "samples")
+# A tokenizer's images and their scores are one job: each alone is shorter than its wait in the queue.
+GROUP = ("reconstruction", "tokenizer-scores")
 # Not SIGUSR1, which ends a Snakemake or a shell between Slurm and the step: SIGURG does nothing to who does not wait for it.
 WARNING = "URG"
 
@@ -68,9 +70,8 @@ def asks(found: Bench, key: Key, attempt: int = 1) -> dict[str, int | str]:
     A scale's file says it for one GPU; a job that several share has that many times the memory and CPUs, and less time.
     """
     wanted, mine = found.overlay.resources[key[0]], cluster()
-    gpus = wanted["gpu"] * (_most(found, key) if mine.gpus > 1 else 1)
+    gpus, runtime = wanted["gpu"] * _share(found, key), minutes(found, key)
     share = max(1, gpus)
-    runtime = _minutes(found, key, share) if wanted["runtime"] == "plan" else int(wanted["runtime"])
     warn = min(mine.notice, 15 * runtime)  # a quarter of a short job at most: it must get somewhere
     return {
         "gpu": gpus,
@@ -84,22 +85,39 @@ def asks(found: Bench, key: Key, attempt: int = 1) -> dict[str, int | str]:
     }
 
 
+def minutes(found: Bench, key: Key) -> int:
+    """What a step takes before `longest` cuts it into slices: its scale's constant, or ``plan``'s estimate."""
+    wanted = found.overlay.resources[key[0]]
+    gpus = max(1, wanted["gpu"] * _share(found, key))
+    return _planned(found, key, gpus) if wanted["runtime"] == "plan" else int(wanted["runtime"])
+
+
+def group_of(found: Bench, key: Key) -> str | None:
+    """The group that Snakemake sends a step of :data:`GROUP` in; None where each goes alone.
+
+    A group asks for the sum of its steps' minutes. More than `longest` no partition would take: Slurm would keep the
+    job pending (PartitionTimeLimit), and Snakemake would wait for ever.
+    """
+    together = sum(minutes(found, (kind, key[1])) for kind in GROUP)
+    return "evaluation" if together <= cluster().longest else None
+
+
 def small(mem_mb: int = 1000, runtime: int = 10) -> dict[str, int | str]:
     """What a job that only writes tables or draws asks for: no GPU, nothing that a scale decides."""
     mine = cluster()
-    return {"mem_mb": mem_mb, "runtime": runtime, "cpus_per_task": 1, "slurm_partition": mine.cpu_partition,
+    return {"mem_mb": mem_mb, "runtime": min(runtime, mine.longest), "cpus_per_task": 1, "slurm_partition": mine.cpu_partition,
             "slurm_account": mine.account}  # fmt: skip
 
 
-def _most(found: Bench, key: Key) -> int:
+def _share(found: Bench, key: Key) -> int:
     """The user's number of GPUs, where the step can be shared; of a training at most its micro-batches a step."""
-    if key[0] not in SHARED:
+    if cluster().gpus == 1 or key[0] not in SHARED:
         return 1
     training = getattr(found.step(key).spec, "training", None)
     return min(cluster().gpus, training.batch_size // training.micro_batch) if training else cluster().gpus
 
 
-def _minutes(found: Bench, key: Key, gpus: int) -> int:
+def _planned(found: Bench, key: Key, gpus: int) -> int:
     """Minutes on so many GPUs for a step whose scale says ``runtime: plan``: its estimate times MARGIN, and START."""
     mine = cluster()
     hours = hours_of(found, key, _flops(found, key), mine.tflops, mine.tflops_fp32)

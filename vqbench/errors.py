@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -55,3 +56,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     options = sorted(str(k) for k in known)
     close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(options) or 'none'}"
+
+
+@contextmanager
+def naming(run: str) -> Iterator[None]:
+    """Whoever refuses a spec deep in a step does not know its run: the message starts with it."""
+    try:
+        yield
+    except SpecError as error:
+        if run in str(error):
+            raise
+        raise SpecError(f"{run}: {error}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Python's, CUDA's, or torch's on the CPU, which has no class of its own."""
+    named = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    return named or "allocate memory" in str(error)

@@ -14,7 +14,7 @@ from vqbench.closure import PACKAGE, code_digest
 from vqbench.codebooks import resolve_features
 from vqbench.errors import SpecError, nearest
 from vqbench.resolve import Overlay
-from vqbench.rooms import needs
+from vqbench.rooms import load, needs
 from vqbench.specs import (
     NO_WEIGHTS,
     ClassifierSpec,
@@ -100,12 +100,18 @@ class Graph:
 
     def role(self, role: str) -> str:
         """The pretrained network that this scale puts in a role, e.g. ``role("judge")``."""
+        if role not in self.overlay.roles:
+            raise SpecError(
+                f"scales/{self.scale}.yaml: 'roles' names no {role}; it has {', '.join(self.overlay.roles)}"
+            )
         return str(self.overlay.roles[role])
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
-        """The scale's evaluation protocol, as data."""
-        return read_yaml(PACKAGE / "eval" / "protocols" / f"{self.overlay.protocol}.yaml")
+        """The scale's evaluation protocol, as data, checked by what will read it before anything trains for it."""
+        data = read_yaml(PACKAGE / "eval" / "protocols" / f"{self.overlay.protocol}.yaml")
+        load("eval", "protocols").read_protocol(data)
+        return data
 
     def ood(self, tokenizer: str) -> tuple[str, ...]:
         """Data sets beside its own on which a tokenizer is scored (MS-COCO in the cq paper)."""

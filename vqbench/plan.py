@@ -10,7 +10,7 @@ from typing import Any
 
 from vqbench.artifacts import read_json, write_json
 from vqbench.cluster import estimates_path, hours_of
-from vqbench.errors import SpecError, nearest
+from vqbench.errors import SpecError, naming, nearest
 from vqbench.papers import Bench, Key, bench, scale_of, score_keys
 from vqbench.specs import GeneratorSpec, PretrainedSpec, SampleSpec, TokenizerSpec, digest_of
 
@@ -133,6 +133,11 @@ def record(found: Bench, path: Path | None = None) -> Path:
 
 def estimate(found: Bench, key: Key) -> tuple[int, float, float]:
     """(images seen, floating-point operations, bytes kept) of one step, by its spec."""
+    with naming("/".join(key)):
+        return _estimate(found, key)
+
+
+def _estimate(found: Bench, key: Key) -> tuple[int, float, float]:
     kind = key[0]
     spec: Any = found.step(key).spec
     if kind == "tokenizer":
@@ -176,10 +181,10 @@ def _generator_costs(spec: GeneratorSpec, sampler: dict[str, Any] | None = None)
     """(parameters, FLOPs of a pass for one image, passes of a sample), from the meta device."""
     import torch
 
-    from vqbench.rooms import load
+    from vqbench.rooms import build
 
     with torch.device("meta"):
-        model = load("generators", spec.family).build(spec)
+        model = build("generators", spec)
         counts = sum(model.parameter_counts().values())
         return counts, model.forward_flops(), model.passes(sampler) if sampler else 0.0
 
@@ -210,11 +215,11 @@ def _counted(as_json: str) -> tuple[float, float, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from vqbench.rooms import load
+    from vqbench.rooms import build, load
 
     spec = TokenizerSpec.model_validate_json(as_json)  # as text it can be remembered: its mappings cannot be hashed
     with torch.device("meta"):
-        model, image = load("tokenizers", spec.family).build(spec), torch.empty(1, 3, spec.resolution, spec.resolution)
+        model, image = build("tokenizers", spec), torch.empty(1, 3, spec.resolution, spec.resolution)
         with FlopCounterMode(display=False) as counter:
             model.decode(model.encode(image).new_empty(1, *spec.tokens.latent_shape))
         forward = (

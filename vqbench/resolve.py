@@ -77,6 +77,9 @@ def _mapped(table: Mapping[Any, Any], value: Any) -> Any:
     return table.get(value, value) if isinstance(value, int | float | str) else value
 
 
+# No size, count or number of layers is larger: a model of 10^30 layers would be built for ever.
+LARGEST = 10**8
+
 # Different ways to say one thing: what an overlay or entry says in one way replaces what the recipe says in another.
 SAME = (
     {"steps", "epochs"},
@@ -165,9 +168,9 @@ def resolve_tokenizer(
     dataset = datasets[dataset_id]
     recipe = recipe_of(recipes, common.get("recipe", family), where)
     defaults = {**own["literals"]["OPTIONS"], **_known(recipe.pop("options", {}), own["literals"]["OPTIONS"], where)}
-    checked = {"downsample": common.get("downsample", 16), **defaults, **own["options"]}
-    _check_options(checked, {"downsample": 16, **defaults}, where)
-    options = _fitted(overlay.options("tokenizers", family, checked), checked)
+    wanted = {"downsample": common.get("downsample", 16), **defaults, **own["options"]}
+    known = {"downsample": 16, **own["literals"]["OPTIONS"]}
+    options = _fitted(_scaled(overlay, "tokenizers", family, wanted, known, where), wanted)
     downsample = options.pop("downsample")
     recipe = overlay.training("tokenizers", family, _merge(recipe, common.get("training", {})))
     _check_terms(recipe.get("weights", {}), {*TERMS, *own["literals"].get("TERMS", ())}, where)
@@ -206,13 +209,12 @@ def resolve_generator(
     _check_terms(recipe.get("weights", {}), set(own["literals"].get("TERMS", ("cross_entropy",))), where)
     known = own["literals"]["OPTIONS"]
     options = {**known, **_known(recipe.pop("options", {}), known, where), **own["options"]}
-    _check_options(options, known, where)
     recipe = overlay.training("generators", family, recipe)
     data = {
         "family": family, "reads": own["literals"].get("READS", "tokens"), "tokenizer": name,
         "dataset": tokenizer.dataset, "recipe": common.get("recipe", family),
         "tokens": tokenizer.tokens.model_dump(), "num_classes": dataset.classes,
-        "options": overlay.options("generators", family, options),
+        "options": _scaled(overlay, "generators", family, options, known, where),
         "training": resolve_training(recipe, dataset.sizes["train"], where),
         "seed": common.get("seed", 0), "threads": overlay.threads,
     }  # fmt: skip
@@ -234,17 +236,15 @@ def resolve_samples(
     generator = generators[name]
     defaults = family_literals("generators", generator.family, where)["SAMPLER"]
     common = {k: entry.pop(k) for k in ("count", "block", "seed") if k in entry}
-    sampler = {**defaults, **_known(entry, defaults, where)}
-    _check_options(sampler, defaults, where)
-    if generator.num_classes == 1 and sampler.get("guidance", 1) != 1:
+    sizes = {"count": 50_000, "block": 250, "seed": 0}
+    wanted = {**sizes, **common, **defaults, **_known(entry, defaults, where)}
+    if generator.num_classes == 1 and wanted.get("guidance", 1) != 1:
         raise SpecError(
-            f"{where}: guidance is {sampler['guidance']}, and '{name}' has learned one class alone (data set "
+            f"{where}: guidance is {wanted['guidance']}, and '{name}' has learned one class alone (data set "
             f"'{generator.dataset}'): there is nothing to guide by; set guidance: 1.0"
         )
-    wanted: dict[str, Any] = {"count": 50_000, "block": 250} | common | sampler
-    scaled = overlay.options("samples", generator.family, wanted)
-    count, block = scaled.pop("count"), scaled.pop("block")
-    scaled.pop("seed", None)
+    scaled = _scaled(overlay, "samples", generator.family, wanted, {**sizes, **defaults}, where)
+    count, block, _ = (scaled.pop(name) for name in sizes)
     if overlay.scale == "paper" and count != 50_000:
         raise SpecError(
             f"{where}: count is {count}: a paper-scale generation cell needs 50,000 images (FID is biased in 1/N); "
@@ -332,24 +332,41 @@ def _known(options: Mapping[str, Any], defaults: Mapping[str, Any], where: str) 
     return dict(options)
 
 
+def _scaled(
+    overlay: Overlay, kind: str, family: str, options: dict[str, Any], defaults: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """`options` as the scale leaves them, checked before and after: a scale can be as wrong as a paper's entry."""
+    _check_options(options, defaults, where)
+    scaled = overlay.options(kind, family, options)
+    _check_options(scaled, defaults, f"{where}, as scales/{overlay.scale}.yaml leaves it")
+    return scaled
+
+
 def _check_options(options: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
-    """Each option has its default's type; a count whose default is positive stays positive (K or steps of zero)."""
-    value: Any
+    """Each option, and each item of a list, has its default's type; what is positive by default stays so."""
     for key, value in options.items():
-        default = defaults[key]
-        allowed: Any = (
-            (int, float)
-            if isinstance(default, float)
-            else (list, tuple)
-            if isinstance(default, list | tuple)
-            else type(default)
-        )
-        if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, allowed):
-            raise SpecError(f"{where}: '{key}' is {value!r}: expected {type(default).__name__}")
-        if isinstance(default, int) and not isinstance(default, bool) and default > 0 and value <= 0:
-            raise SpecError(f"{where}: '{key}' is {value}: input should be greater than 0")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise SpecError(f"{where}: '{key}' is {value}: input should be finite")
+        _check_value(value, defaults[key], f"{where}: '{key}' is {value!r}")
+
+
+def _check_value(value: Any, default: Any, what: str) -> None:
+    allowed: Any = (
+        (int, float)
+        if isinstance(default, float)
+        else (list, tuple)
+        if isinstance(default, list | tuple)
+        else type(default)
+    )
+    if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, allowed):
+        raise SpecError(f"{what}: expected {type(default).__name__}")
+    if isinstance(default, int) and not isinstance(default, bool) and default > 0 and value <= 0:
+        raise SpecError(f"{what}: input should be greater than 0")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise SpecError(f"{what}: input should be at most {LARGEST}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SpecError(f"{what}: input should be finite")
+    if isinstance(default, list | tuple):
+        for item in value if default else ():
+            _check_value(item, default[0], what)
 
 
 def _dataset_id(common: Mapping[str, Any], datasets: Mapping[str, DatasetSpec], overlay: Overlay, where: str) -> str:

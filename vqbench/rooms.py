@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ast
 import importlib
+import traceback
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from vqbench.closure import PACKAGE
-from vqbench.errors import SpecError, nearest
+from vqbench.errors import SpecError, is_out_of_memory, nearest
+from vqbench.specs import GeneratorSpec, TokenizerSpec
 
 Room = Literal["tokenizers", "generators"]
 
@@ -75,3 +77,25 @@ def literals(path: Path, _mtime: int) -> dict[str, Any]:
 def load(room: str, name: str) -> ModuleType:
     """Import ``vqbench.<room>.<name>``."""
     return importlib.import_module(f"vqbench.{room}.{name}")
+
+
+def build(room: Room, spec: TokenizerSpec | GeneratorSpec) -> Any:
+    """A family's untrained model. Runs on the meta device too.
+
+    Raises:
+        SpecError: the family refuses the spec, or fails on it; the message then ends with the error and its place, so
+            that a mistake in the family itself is seen as well.
+    """
+    module = load(room, spec.family)
+    try:
+        return module.build(spec)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        *_, last = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(PACKAGE))]
+        place = f"{Path(last.filename).relative_to(PACKAGE)}:{last.lineno}"
+        reason = str(error).strip().partition("\n")[0]
+        raise SpecError(
+            f"family '{spec.family}' in {room}/ cannot be built with options {spec.options} on {spec.tokens!r}: "
+            f"{type(error).__name__} at {place}: {reason}"
+        ) from error

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vqbench.cluster import FILE, ClusterSpec, asks, cluster
+from vqbench.cluster import FILE, GROUP, SLICED, ClusterSpec, asks, cluster, group_of, minutes
 from vqbench.errors import nearest
 from vqbench.papers import Bench, Key
 
@@ -36,11 +36,37 @@ def examine_slurm(found: Bench, keys: list[Key]) -> Iterator[Finding]:
         yield False, f"slurm: sinfo fails: {_said(listed)}; ask whether the cluster is up"
         return
     partitions, default = _partitions(listed.stdout)
-    jobs = [asks(found, key) for key in keys]
+    jobs = [_job(found, key) for key in keys]
     yield from _account(mine)
+    yield from _unsliced(found, keys)
     for what, some in (("gpu", [j for j in jobs if j["gpu"]]), ("cpu", [j for j in jobs if not j["gpu"]])):
         if some:
             yield from _partition(f"{what}_partition", str(some[0]["slurm_partition"]) or default, partitions, some)
+
+
+def _job(found: Bench, key: Key) -> Asked:
+    """What is asked for `key`; for the last step of a group, the minutes of all of its steps, as Snakemake sums them."""
+    if key[0] != GROUP[-1] or not group_of(found, key):
+        return asks(found, key)
+    return asks(found, key) | {"runtime": sum(minutes(found, (kind, key[1])) for kind in GROUP)}
+
+
+def _unsliced(found: Bench, keys: list[Key]) -> Iterator[Finding]:
+    """What keeps no state has to end within one job: cut to `longest` it would time out again and again."""
+    longest = cluster().longest
+    taken: dict[str, int] = {}
+    for key in keys:
+        if key[0] not in SLICED:
+            taken[key[0]] = max(minutes(found, key), taken.get(key[0], 0))
+    for kind, most in taken.items():
+        if most > longest:
+            planned = found.overlay.resources[kind]["runtime"] == "plan"
+            less = (
+                f"tflops_fp32 or gpus in {FILE}" if planned else f"its 'runtime' in workflow/scales/{found.scale}.yaml"
+            )
+            yield False, (f"longest: {kind} takes {most} minutes and cannot be cut into slices, longest is {longest}: set "
+                          f"longest to {most} in {FILE}, with a partition that allows it; or correct"
+                          f" {less}")  # fmt: skip
 
 
 def _partition(key: str, name: str, partitions: dict[str, Partition], jobs: list[Asked]) -> Iterator[Finding]:

@@ -143,8 +143,20 @@ class PretrainedSpec(Spec):
     resolution: int | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     training: TrainingSpec | None = None
-    threads: int = 1
+    threads: int = Field(default=1, gt=0)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _trained_here_or_fetched(self) -> PretrainedSpec:
+        """The embedded classifier has five slices, whose channels its GroupNorm takes in four groups."""
+        if self.kind != "photo-classifier":
+            if self.training or not self.filename:
+                raise ValueError(f"'{self.kind}' is read from a file: it has a 'filename' and no 'training'")
+            return self
+        channels = self.options.get("channels") if set(self.options) == {"channels"} else None
+        if not isinstance(channels, list) or [type(c) is int and c > 0 and c % 4 == 0 for c in channels] != [True] * 5:
+            raise ValueError("its 'options' are {channels: [...]}: five positive multiples of 4")
+        return self
 
 
 class FeaturesSpec(Spec):
@@ -301,6 +313,8 @@ def _explain(model: type[Spec], issue: Any, where: str) -> str:
         return f"{where}: unknown key '{key}'; {nearest(path[-1], _fields_at(model, path[:-1]))}"
     if issue["type"] == "missing":
         return f"{where}: key '{key}' is missing"
+    if not key and issue["type"] == "value_error":  # a rule of the whole entry
+        return f"{where}: {issue['ctx']['error']}"
     return f"{where}: '{key}' is {issue['input']!r}: {issue['msg'].lower()}"
 
 

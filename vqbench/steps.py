@@ -22,7 +22,17 @@ from filelock import FileLock, Timeout
 from vqbench import attempts, distributed
 from vqbench.artifacts import describe, read_json, read_sealed, sealed, verify, write_json
 from vqbench.changes import since_asked
-from vqbench.errors import ArtifactError, Interrupted, OutOfMemory, PeerLost, StaleSpec, UserError, WorkerLost
+from vqbench.errors import (
+    ArtifactError,
+    Interrupted,
+    OutOfMemory,
+    PeerLost,
+    StaleSpec,
+    UserError,
+    WorkerLost,
+    is_out_of_memory,
+    naming,
+)
 from vqbench.jobs import Job, check_owner
 from vqbench.papers import KINDS, Bench, Key, score_keys
 from vqbench.run_record import run_record
@@ -162,7 +172,8 @@ def _run_record_before(job: Job) -> dict[str, Any]:
 def _recorded(job: Job) -> Iterator[None]:
     """What goes wrong in here becomes ``failure.json``, the reason in the tables' rows; being told to stop is no failure."""
     try:
-        yield
+        with naming("/".join(job.key)):
+            yield
     except (Interrupted, PeerLost):
         attempts.end(job.store)
         raise
@@ -198,8 +209,7 @@ def _reason(error: Exception, store: Path) -> str:
         return "out of memory"
     if isinstance(error, UserError):
         return str(error)
-    out_of_memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
-    if out_of_memory or "allocate memory" in str(error):
+    if is_out_of_memory(error):
         return "out of memory"
     return f"{type(error).__name__}: {error}".splitlines()[0]
 

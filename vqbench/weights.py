@@ -23,7 +23,7 @@ from vqbench.specs import PretrainedSpec, parse
 if TYPE_CHECKING:
     from vqbench.papers import Bench
 
-LARGEST = 2 << 30  # bytes; a download that grows beyond is refused
+LARGEST = 2 << 30  # bytes; a download that says it is larger, or grows beyond, is refused
 
 
 def hub_folder() -> Path:
@@ -129,19 +129,23 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_HttpsOnly)
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path, largest: int = LARGEST) -> None:
+    """Write what `url` answers to `path`: never more than `largest` bytes, whatever length the server says."""
     if not url.startswith("https://"):
         raise MissingWeights(f"{url} is not https; it is not fetched")
+    too_large = MissingWeights(f"{url} is larger than {largest / (1 << 30):.3g} GiB; it is not what it should be")
     try:
         with _OPENER.open(url, timeout=60) as answer, path.open("wb") as file:
             length = answer.headers.get("Content-Length", "")
-            total = int(length) if length.isascii() and length.isdigit() else 0
+            total = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
+            if total > largest:
+                raise too_large
             progress = Progress(total, path.name, "B")
             while chunk := answer.read(1 << 20):
+                if progress.done + len(chunk) > largest:
+                    raise too_large
                 file.write(chunk)
                 progress.update(len(chunk))
-                if progress.done > LARGEST:
-                    raise MissingWeights(f"{url} is larger than {LARGEST >> 30} GiB; it is not what it should be")
             if total and progress.done != total:
                 raise MissingWeights(f"{url} ended after {progress.done} of {total} bytes; fetch it again")
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, OSError) as error:

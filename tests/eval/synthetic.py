@@ -97,7 +97,8 @@ DEMO = {
 
 def write_workflow(folder: Path) -> Path:
     """The workflow folder that :class:`Bench` reads: one paper, two scales."""
-    judge = {"kind": "photo-classifier", "dataset": "photos", "resolution": 32}
+    judge = {"kind": "photo-classifier", "dataset": "photos", "resolution": 32,
+             "options": {"channels": [4, 4, 8, 8, 8]}}  # fmt: skip
     imagenet = {"kind": "folder", "path": "$NOWHERE", "sizes": {"train": 1281167, "validation": 50000}}
     paper = {k: v for k, v in DEMO.items() if k in ("tokens", "roles")} | {"about": "as printed", "protocol": "adm"}
     files = {

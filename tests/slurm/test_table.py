@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from clones import ON_GPU, SLURM, TABLE, clone_for
 from cluster import Cluster
 from helpers import snakemake, vqbench
+
+from vqbench.cluster import GROUP
+from vqbench.graph import KINDS
 
 pytestmark = pytest.mark.slurm
 Ran = tuple[Path, subprocess.CompletedProcess[str]]
@@ -63,6 +69,28 @@ def test_a_tokenizers_images_and_scores_are_one_job(ran: Ran) -> None:
     jobs = list(submitted(ran[1]).values())
     assert jobs.count("group_evaluation_reconstruct_score_tokenizer") == 4
     assert "tokenizer-scores" in ON_GPU and len(jobs) == 16
+
+
+def test_steps_that_are_too_long_together_go_one_by_one(ran: Ran, cluster: Cluster, tmp_path: Path) -> None:
+    """Two minutes each in a partition of two minutes: as one job of four Slurm would keep them pending for ever."""
+    folder = shutil.copytree(ran[0], tmp_path / "clone", symlinks=True)
+    path = folder / "workflow" / "scales" / "tiny.yaml"
+    scale = yaml.safe_load(path.read_text())
+    for kind in GROUP:
+        scale["resources"][kind]["runtime"] = 2
+    path.write_text(yaml.safe_dump(scale, sort_keys=False))
+    (folder / "cluster.yaml").write_text("gpu_partition: short\ncpu_partition: cpu\ngpu_model: fake\nlongest: 2\n")
+    manifests = [folder / f"results/tiny/{KINDS[kind][0]}/cq-k1024/photos-tiny/manifest.json" for kind in GROUP]
+    before = [m.read_bytes() for m in manifests]
+    for manifest in manifests:
+        shutil.rmtree(folder / json.loads(manifest.read_bytes())["store"])
+        manifest.unlink()
+    done = snakemake(folder, *SLURM, str(manifests[-1].relative_to(folder)), **cluster.env)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    jobs = submitted(done)
+    assert sorted(jobs.values()) == ["reconstruct", "score_tokenizer"]
+    assert all("TimeLimit=00:02:00" in cluster.output("scontrol", "show", "job", job) for job in jobs)
+    assert [m.read_bytes() for m in manifests] == before
 
 
 def test_doctor_accepts_this_cluster(ran: Ran, cluster: Cluster) -> None:

@@ -29,6 +29,8 @@ rule score_tokenizer:
         "{root}/logs/scores/tokenizers/{tokenizer}/{dataset}.log",
     benchmark:
         "{root}/benchmarks/scores/tokenizers/{tokenizer}/{dataset}.tsv"
+    group:
+        grouped("tokenizer-scores")
     conda:
         "../../environment.yml"
     threads: threads_of

@@ -71,6 +71,8 @@ rule reconstruct:
         "{root}/logs/reconstructions/{tokenizer}/{dataset}.log",
     benchmark:
         "{root}/benchmarks/reconstructions/{tokenizer}/{dataset}.tsv"
+    group:
+        grouped("reconstruction")
     conda:
         "../../environment.yml"
     threads: threads_of
