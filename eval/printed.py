@@ -87,14 +87,16 @@ def also_printed(bench: Bench, table: Table, row: Row, column: str) -> list[str]
     return notes
 
 
-def _quantity(bench: Bench, row: Row, table: Table, column: str) -> tuple[str, str, str] | None:
-    """What a declared cell measures: (metric or fact, its name, the data set as the paper names it)."""
+def _quantity(bench: Bench, row: Row, table: Table, column: str) -> tuple[str, ...] | None:
+    """What a declared cell measures: (metric or fact, its name, protocol, the data set as the paper names it)."""
     source = table.columns.get(column)
     if source is None or not row.run:
         return None
     if "fact" in source:
-        return "fact", source["fact"], ""
-    return ("metric", source["metric"], source.get("on") or _own_dataset(bench, row)) if "metric" in source else None
+        return "fact", source["fact"]
+    if "metric" not in source:
+        return None
+    return "metric", source["metric"], str(source.get("under", "")), source.get("on") or _own_dataset(bench, row)
 
 
 def _own_dataset(bench: Bench, row: Row) -> str:

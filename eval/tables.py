@@ -108,8 +108,12 @@ def _line(bench: Bench, table: Table, found: MeasuredRow, base: Path) -> dict[st
 
 def measured_header(bench: Bench, table: Table, column: str) -> str:
     """``rFID measured [demo-judge]``: a metric that a stand-in judges never goes by its plain name."""
-    base = table.columns[column].get("metric", "")
-    suffix = metric_name(base, bench.protocol).removeprefix(base) if base else ""
+    source = table.columns[column]
+    base, protocol = (
+        source.get("metric", ""),
+        bench.protocol_of(source["under"]) if "under" in source else bench.protocol,
+    )
+    suffix = metric_name(base, protocol).removeprefix(base) if base else ""
     return f"{column} measured {suffix}".rstrip()
 
 

@@ -79,16 +79,31 @@ def test_every_recipe_value_says_where_it_comes_from(path: object) -> None:
             assert not value or source.search(line), f"{path}:{number}: {line}"
 
 
-def test_every_printed_cell_of_cq_has_its_table_and_column() -> None:
+@pytest.mark.parametrize(("paper", "count", "tables"), [("cq", 250, 8), ("vqgan_lc", 400, 10)])
+def test_every_printed_cell_has_its_table_and_column(paper: str, count: int, tables: int) -> None:
     with (ROOT / "workflow" / "papers" / "reported.csv").open() as file:
-        cells = [row for row in csv.DictReader(file) if row["paper"] == "cq"]
-    assert len(cells) > 250
+        cells = [row for row in csv.DictReader(file) if row["paper"] == paper and not row["table"].startswith("fig")]
+    own = [table for table in PAPER.tables.values() if table.paper == paper]
+    assert len(cells) > count and len(own) == tables
     for cell in cells:
-        table = PAPER.tables[f"cq/{cell['table']}"]
+        table = PAPER.tables[f"{paper}/{cell['table']}"]
         assert cell["col"] in table.columns, f"Table {cell['table']} has no column {cell['col']}"
-    for table in PAPER.tables.values():
+    for table in own:
         printed = {c["row"] for c in cells if c["table"] == table.id}
         assert {row.label for row in table.rows} <= printed
+
+
+def test_vqgan_lcs_runs_are_those_of_the_paper_each_once() -> None:
+    """../shared/recipes.md counts 36 tokenizers, 28 generators, 3 classifiers, 10 k-means and 4 feature files."""
+    tables = [table for table in PAPER.tables.values() if table.paper == "vqgan_lc"]
+    keys = PAPER.with_upstream([key for table in tables for key in PAPER.table_keys(table)])
+    keys += PAPER.with_upstream([PAPER.own_scores("classifier", name)[0] for name in PAPER.classifiers])
+    counts = Counter(kind for kind, _ in dict.fromkeys(keys))
+    assert {k: counts[k] for k in ("tokenizer", "generator", "samples", "classifier", "features")} == {
+        "tokenizer": 36, "generator": 28, "samples": 28, "classifier": 3, "features": 4,
+    }  # fmt: skip
+    methods = Counter(spec.method for spec in PAPER.codebooks.values())
+    assert methods["kmeans"] + methods["kmeans-per-class"] == 10 and counts["codebook"] == len(PAPER.codebooks) == 12
 
 
 def test_a_path_decides_its_scale() -> None:

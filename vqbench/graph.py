@@ -109,7 +109,16 @@ class Graph:
     @cached_property
     def protocol(self) -> dict[str, Any]:
         """The scale's evaluation protocol, as data, checked by what will read it before anything trains for it."""
-        data = read_yaml(PACKAGE / "eval" / "protocols" / f"{self.overlay.protocol}.yaml")
+        return self.protocol_of(self.overlay.protocol)
+
+    def protocol_of(self, name: str) -> dict[str, Any]:
+        """A shipped protocol, likewise.
+
+        Raises:
+            SpecError: there is none of that name, or it is not of a protocol's shape.
+        """
+        known = {path.stem: path for path in (PACKAGE / "eval" / "protocols").glob("*.yaml")}
+        data = read_yaml(self._get("protocol", known, name))
         load("eval", "protocols").read_protocol(data)
         return data
 
@@ -209,12 +218,7 @@ class Graph:
 
     def _step_pair_scores(self, tokenizer: str, dataset: str, protocol: str) -> Any:
         self._get("tokenizer", self.tokenizers, tokenizer)
-        known = {path.stem: path for path in (PACKAGE / "eval" / "protocols").glob("*.yaml")}
-        spec = {
-            "tokenizer": tokenizer,
-            "dataset": dataset,
-            "protocol": read_yaml(self._get("protocol", known, protocol)),
-        }
+        spec = {"tokenizer": tokenizer, "dataset": dataset, "protocol": self.protocol_of(protocol)}
         return spec, (), [("reconstruction", f"{tokenizer}/{dataset}"), ("dataset", dataset)]
 
     def _step_sample_scores(self, name: str) -> Any:
