@@ -42,6 +42,7 @@ class Guards:
         found = [
             few or self._other_count(source),
             self._sorted(source, predicted),
+            self._last_part(source),
             *self._of_a_side("generated", source),
         ]
         if isinstance(other, Source):
@@ -93,6 +94,13 @@ class Guards:
             f"Score over {len(splits.cuts(len(source))) - 1} chunks in their order: each chunk holds few classes and the "
             "score is far too low; shuffle the images"
         )
+
+    def _last_part(self, source: Source) -> str:
+        """Of few images p(y|x) and p(y) are alike, and every part counts as much in the mean."""
+        splits = self.protocol.inception_score
+        if "is" not in self.names or splits is None or not (rest := splits.rest(len(source))):
+            return ""
+        return f"is: the last part of {rest:,} images pulls the score towards 1; give a multiple of {splits.split_size:,} images"
 
     def _lopsided(self, side: str, source: Source) -> str:
         if source.labels is None or not self._asked(JUDGED):

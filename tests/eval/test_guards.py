@@ -133,6 +133,15 @@ def test_sorted_classes_are_seen_by_the_judge_where_nobody_names_them() -> None:
     assert Guards(ADM, ["is"]).warnings(source, None, seen) == []  # shuffled
 
 
+def test_a_small_last_part_of_the_inception_score_is_said() -> None:
+    (found,) = watch(opened(many(5001)), None, ("is",))
+    assert found == "is: the last part of 1 images pulls the score towards 1; give a multiple of 5,000 images"
+    assert watch(opened(many(4999)), None, ("is",)) == watch(opened(many(5001)), None, ("kid",)) == []
+    assert (
+        watch(opened(many(5001)), None, ("is",), load_protocol("torch-fidelity")) == []
+    )  # ten parts, as even as can be
+
+
 def test_shuffled_labels_are_no_warning(tmp_path: Path) -> None:
     for labels, expected in ((np.arange(12) % 3, 0), (np.sort(np.arange(12) % 3), 1), (np.zeros(12, int), 0)):
         np.savez(tmp_path / "a.npz", some(), labels)
