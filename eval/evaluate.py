@@ -58,7 +58,8 @@ class Request:
         if like is not None and not uncropped:
             crop = like.size
         any_size = uncropped and not self.pairs  # the network resizes each; pairs must fit each other
-        return open_source(what, self.protocol.images, crop, self.value_range, any_size)
+        enlarge = like is None or not self.pairs  # an original that is enlarged is none
+        return open_source(what, self.protocol.images, crop, self.value_range, any_size, enlarge)
 
 
 def evaluate(
@@ -123,7 +124,7 @@ def score(
     extras.check(len(source))
     run = _score_with_libraries if engine == "reference" else _score
     done = run(request, source, reference, extras)
-    warnings = Guards(request.protocol, request.names).warnings(source, done.reference, done.predicted)
+    warnings = Guards(request.protocol, request.names, request.pairs).warnings(source, done.reference, done.predicted)
     seconds = time.perf_counter() - began
     warnings += [*request.judges.warnings, *done.left]
     return report_of(request, engine, source, done.reference, done.found, warnings, seconds)

@@ -25,10 +25,11 @@ class Guards:
 
     Args:
         names: the metrics asked for.
+        pairs: the reference holds the originals.
     """
 
-    def __init__(self, protocol: Protocol, names: Sequence[str]) -> None:
-        self.protocol, self.names = protocol, frozenset(names)
+    def __init__(self, protocol: Protocol, names: Sequence[str], pairs: bool = False) -> None:
+        self.protocol, self.names, self.pairs = protocol, frozenset(names), pairs
 
     def warnings(
         self, source: Source, other: Source | Reference | None, predicted: np.ndarray | None = None
@@ -47,7 +48,13 @@ class Guards:
         ]
         if isinstance(other, Source):
             found += self._of_a_side("reference", other)
-        found += [self._uncropped(source, other), _same(source, other), _unsigned(other)]
+        found += [
+            self._uncropped(source, other),
+            self._cropped(other),
+            _enlarged(other),
+            _same(source, other),
+            _unsigned(other),
+        ]
         return [warning for warning in found if warning]
 
     def _of_a_side(self, side: str, source: Source) -> list[str]:
@@ -136,6 +143,30 @@ class Guards:
             f"reference images are {other_sizes} where generated ones are {shape(source.size)}: they were not cropped alike "
             f"(rule '{self.protocol.images.crop}' of protocol '{self.protocol.name}'), and scores measure that, too"
         )
+
+    def _cropped(self, other: Source | Reference | None) -> str:
+        """Pairs are of what is scored: whoever gives larger originals may not mean so."""
+        if not self.pairs or not isinstance(other, Source) or not other.cropped:
+            return ""
+        sizes = [shape(size) for size in sorted(other.cropped)]
+        some = sizes[0] if len(sizes) == 1 else f"{len(sizes):,} sizes, e.g. {sizes[0]},"
+        return (
+            f"{other.cropped.total():,} originals were cropped from {some} to {shape(other.size)} "
+            f"({self.protocol.images.crop}): check that the tokenizer's input was cropped so"
+        )
+
+
+def _enlarged(other: Source | Reference | None) -> str:
+    if other is None:
+        return ""
+    converted = other.meta.get("converted") or {} if isinstance(other, Reference) else other.converted
+    count = sum(count for rule, count in converted.items() if rule.startswith("enlarged"))
+    if not count:
+        return ""
+    return (
+        f"{count:,} reference images are smaller than the generated ones and were enlarged: scores then measure blur, too; "
+        "give larger ones"
+    )
 
 
 def _count(other: Source | Reference) -> int | None:

@@ -60,6 +60,7 @@ def statistics(
     header = meta(found, source.digest(), request.judges.digests) | {
         "count": known.count,
         "crop": crop,
+        "converted": dict(sorted(source.converted.items())),
         "sizes": [[*size, count] for size, count in sorted(source.sizes.items())],
     }
     header |= _own_score(found, logits)

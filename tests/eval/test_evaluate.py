@@ -133,6 +133,25 @@ def test_uncropped_references_of_mixed_sizes_are_saved_and_said(
                    weights=weights, images=True)  # fmt: skip
 
 
+def test_originals_are_cropped_with_a_warning_and_never_enlarged(real: np.ndarray, tmp_path: Path) -> None:
+    report = evaluate(noisy(real[:, :16, :16]), real, protocol="adm", metrics=["psnr"], pairs=True)
+    assert any("originals were cropped from 32x32 to 16x16 (adm)" in warning for warning in report["warnings"])
+    small = write(tmp_path / "b", real[:, :16, :16])
+    for engine in ("vqbench", "reference"):
+        with pytest.raises(DataError, match=r"original .*00000\.png is 16x16, smaller than the image of 32x32.*; give"):
+            evaluate(real, small, protocol="adm", metrics=["psnr"], pairs=True, engine=engine)  # type: ignore[arg-type]
+
+
+def test_a_reference_that_was_enlarged_is_said_of_images_and_of_statistics(
+    real: np.ndarray, other: np.ndarray, weights: dict[str, Any], tmp_path: Path
+) -> None:
+    small = np.ascontiguousarray(real[:, :24, :24])
+    statistics(small, tmp_path / "ref.npz", protocol="demo", weights=weights, resolution=32)
+    for reference in (small, tmp_path / "ref.npz"):
+        report = evaluate(other, reference, protocol="demo", metrics=["fid"], weights=weights)
+        assert any("48 reference images are smaller" in warning for warning in report["warnings"])
+
+
 def test_statistics_with_images_open_in_adms_evaluator(
     real: np.ndarray, weights: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -168,6 +168,31 @@ def test_jpeg_files_are_counted_on_either_side(tmp_path: Path) -> None:
     assert watch(opened(clean), opened(large, crop_to=(6, 6)), ("is",)) == []  # resampled: what the protocols do
 
 
+def test_references_that_were_enlarged_are_counted(tmp_path: Path) -> None:
+    folder = write(write(tmp_path, some(3, 1, 4)), some(4, 2, 9), start=3)
+    source, reference = opened(some()), opened(folder, crop_to=(6, 6))
+    (found,) = watch(source, reference, ("is",))
+    assert found.startswith("3 reference images are smaller than the generated ones and were enlarged")
+    assert reference.converted == {"enlarged to 6x6 (adm)": 3, "cropped to 6x6 (adm)": 4}
+    assert watch(source, saved(12, converted=dict(reference.converted)), ("is",)) == [found]
+    assert watch(source, opened(some(5, 3, 9), crop_to=(6, 6)), ("is",)) == []
+
+
+def test_originals_that_were_cropped_are_said(tmp_path: Path) -> None:
+    def of_pairs(other: Any) -> list[str]:
+        source, originals = opened(some()), opened(other, crop_to=(6, 6), enlarge=False)
+        for side in (source, originals):
+            for _ in side.batches(5):
+                pass
+        return Guards(ADM, ["psnr"], pairs=True).warnings(source, originals)
+
+    assert of_pairs(some(seed=1)) == []
+    (found,) = of_pairs(some(seed=1, size=9))
+    assert found.startswith("12 originals were cropped from 9x9 to 6x6 (adm)")
+    (found,) = of_pairs(write(write(tmp_path, some(3, 1, 8)), some(9, 2, 9), start=3))
+    assert "from 2 sizes, e.g. 8x8, to 6x6 (adm)" in found
+
+
 def test_mixed_formats_are_counted(tmp_path: Path) -> None:
     folder = write(tmp_path, some())
     write(folder, some(3, 1), ".webp", start=12)
