@@ -107,6 +107,8 @@ def evaluate(
     if not request.explicit:
         given = {"ids": ids is not None, "captions": captions is not None}
         request.names += [name for name, what in NEEDS.items() if given[what]]
+    if not request.names:
+        raise SpecError(f"protocol '{request.protocol.name}' has nothing to compute; give --reference or --metrics")
     extras = open_extras(request.names, request.judges, ids, num_codes, captions, scales)
     return score(request, generated, reference, extras, engine)
 
@@ -124,6 +126,8 @@ def score(
     extras.check(len(source))
     run = _score_with_libraries if engine == "reference" else _score
     done = run(request, source, reference, extras)
+    if not done.found:
+        raise SpecError(f"nothing could be computed: {'; '.join(done.left)}")
     warnings = Guards(request.protocol, request.names, request.pairs).warnings(source, done.reference, done.predicted)
     seconds = time.perf_counter() - began
     warnings += [*request.judges.warnings, *done.left]
