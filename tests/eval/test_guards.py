@@ -193,6 +193,18 @@ def test_originals_that_were_cropped_are_said(tmp_path: Path) -> None:
     assert "from 2 sizes, e.g. 8x8, to 6x6 (adm)" in found
 
 
+def test_a_jpeg_of_several_pictures_is_a_jpeg(tmp_path: Path) -> None:
+    first, second, *rest = (Image.fromarray(image) for image in some())
+    first.save(tmp_path / "0.jpg", "MPO", save_all=True, append_images=[second])
+    for i, image in enumerate(rest):
+        image.save(tmp_path / f"1{i}.jpg")
+    with Image.open(tmp_path / "0.jpg") as image:
+        assert image.format == "MPO"
+    source = opened(tmp_path)
+    (found,) = watch(source, None, ("is",))
+    assert source.formats == {"jpeg": 11} and found.startswith("11 of 11 generated images are JPEG files")
+
+
 def test_mixed_formats_are_counted(tmp_path: Path) -> None:
     folder = write(tmp_path, some())
     write(folder, some(3, 1), ".webp", start=12)
