@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -50,7 +50,7 @@ def open_source(
     if isinstance(what, np.ndarray | torch.Tensor):
         kind = "array" if isinstance(what, np.ndarray) else "tensor"
         return Array(what, kind, kind, settings)
-    if not (hasattr(what, "__len__") and hasattr(what, "__getitem__")):
+    if isinstance(what, Mapping) or not (hasattr(what, "__len__") and hasattr(what, "__getitem__")):
         raise DataError(f"{type(what).__name__} is no set of images; give a folder, .npz, array or map-style data set")
     return Items(what, settings)
 

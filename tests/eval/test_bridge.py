@@ -56,6 +56,16 @@ def test_a_metric_that_fails_costs_its_own_line(real: np.ndarray, other: np.ndar
     assert found.loc["fid", "value"] > 0 and "Kid is left out" in found.loc["kid", "note"]
 
 
+def test_images_too_small_for_lpips_cost_its_line_alone(real: np.ndarray, published: dict[str, Path]) -> None:
+    small = np.ascontiguousarray(real[:, :12, :12])
+    found = bridge(noisy(small), small, protocols=["adm"], metrics=["psnr", "lpips"], pairs=True, weights=published)
+    found = found.set_index("metric")
+    assert (
+        found.loc["psnr", "value"] > 0
+        and "needs images of 16x16 or more, these are 12x12" in found.loc["lpips", "note"]
+    )
+
+
 def test_a_line_is_what_evaluate_says(real: np.ndarray, other: np.ndarray, weights: dict[str, Any]) -> None:
     table = bridge(other, real, protocols=["demo"], weights=weights)
     report = evaluate(other, real, protocol="demo", weights=weights)

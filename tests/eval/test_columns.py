@@ -67,8 +67,9 @@ def test_a_row_of_samples_shows_its_tokenizers_scores(bench: Bench, tmp_path: Pa
 def test_a_column_under_a_protocol_refuses_the_scores_of_another(bench: Bench, tmp_path: Path) -> None:
     finish_scores(bench, tmp_path)
     shipped = yaml.safe_load((FOLDER / "vqgan-lc-code.yaml").read_text())
-    for protocol in (shipped | {"batch": shipped["batch"] + 1}, bench.protocol):
-        finish(bench, PAIRS, tmp_path, {"scores.json": scores_json({"psnr[vqgan-lc-code]": (21.5, "dB")}, protocol)})
+    changed = shipped | {"batch": shipped["batch"] + 1}
+    for name, protocol in (("psnr[vqgan-lc-code]", changed), ("psnr", bench.protocol)):
+        finish(bench, PAIRS, tmp_path, {"scores.json": scores_json({name: (21.5, "dB")}, protocol)})
         named = rf"'L' PSNR was scored under protocol {protocol['name']} [0-9a-f]{{12}}, its column names vqgan-lc-code"
         with pytest.raises(ArtifactError, match=named):
             build_table(bench, bench.tables["cq/8"], tmp_path, paper=bench)
