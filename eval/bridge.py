@@ -108,7 +108,8 @@ class _Scored:
         found = {name.partition("[")[0]: entry for name, entry in report["metrics"].items()}
         left = [warning for warning in report["warnings"] if "left out" in warning]
         self.warnings += [w for w in report["warnings"] if w not in (*left, *self.warnings)]
-        lines = [{"metric": name, "note": "" if entry["value"] is not None else "undefined", **self.common,
+        acted = _acted(report)
+        lines = [{"metric": name, "note": "" if entry["value"] is not None else "undefined", **self.common, "acted": acted,
                   **{k: entry[k] for k in ("value", "low", "high", "n", "unit", "higher_is_better")}}
                  for name, entry in found.items()]  # fmt: skip
         return lines + [self._without(name, "; ".join(left)) for name in names if name not in found]
@@ -137,24 +138,58 @@ def _compared(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         change = line["value"] - base["value"]
         line |= {
             "change": change, "percent": 100 * change / abs(base["value"]) if base["value"] else None,
-            "choices": "; ".join(_choices(line["metric"], base["data"], line["data"])),
+            "choices": "; ".join(_choices(line["metric"], base, line)),
         }  # fmt: skip
     return lines
 
 
-# Blocks of a protocol that can reach a metric.
-REACH = {
-    "psnr": ("psnr", "images"), "ssim": ("ssim", "images"), "ms_ssim": ("ssim", "images"), "lpips": ("lpips", "images"),
-    "is": ("judge", "images", "is"), "kid": ("judge", "images", "kid"),
-    "fid_infinity": ("judge", "images", "fid_infinity"),
-    **dict.fromkeys(("precision", "recall", "density", "coverage"), ("judge", "images", "precision_recall")),
+# What can reach a metric: single choices, and whole blocks (ending in a dot).
+SEEN = ("images.crop", "images.rounding", "judge.network", "judge.resize", "judge.size", "judge.gain")
+POOLED = (*SEEN, "judge.features")
+PIXELS = ("images.crop", "images.rounding")
+PAPERS_WINDOW = (
+    "ssim.window",
+    "ssim.size",
+    "ssim.sigma",
+    "ssim.covariance",
+)  # MS-SSIM keeps its own unless it is Gaussian
+REACH: dict[str, tuple[str, ...]] = {
+    "psnr": (*PIXELS, "psnr."), "ssim": (*PIXELS, "ssim."), "lpips": (*PIXELS, "lpips."),
+    "ms_ssim": (*PIXELS, "ssim.data_range", "ssim.channels", *PAPERS_WINDOW),
+    "fid": POOLED, "rfid": POOLED, "sfid": (*SEEN, "judge.spatial"), "is": (*SEEN, "judge.logits", "is."),
+    "kid": (*POOLED, "kid."), "fid_infinity": (*POOLED, "fid_infinity."),
+    **dict.fromkeys(("precision", "recall", "density", "coverage"), (*POOLED, "precision_recall.")),
 }  # fmt: skip
 
 
 def _choices(metric: str, base: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    blocks = REACH.get(metric, ("judge", "images"))
-    keys = [k for k in dict.fromkeys([*base, *other]) if k.split(".")[0] in blocks and k not in SILENT]
-    return [f"{k} {base.get(k)} -> {other.get(k)}" for k in keys if base.get(k) != other.get(k)]
+    """What line `other` does otherwise than line `base`, of what can reach the metric and acted on these images."""
+    mine, theirs = (_judged(metric, line["data"]) for line in (base, other))
+    keys = [k for k in dict.fromkeys([*mine, *theirs]) if mine.get(k) != theirs.get(k) and k not in SILENT]
+    acted = base["acted"] | other["acted"]
+    return [
+        f"{k} {mine.get(k)} -> {theirs.get(k)}"
+        for k in keys
+        if any(k == key or (key.endswith(".") and k.startswith(key)) for key in REACH[metric])
+        and (k not in PIXELS or k in acted)
+    ]
+
+
+def _judged(metric: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices, where precision and recall have a judge of their own with that one in the judge's place."""
+    own = "precision_recall.judge."
+    rest = {k: v for k, v in data.items() if not k.startswith(own.rstrip("."))}
+    if not REACH[metric][-1].startswith("precision_recall"):
+        return rest
+    return rest | {f"judge.{k.removeprefix(own)}": v for k, v in data.items() if k.startswith(own)}
+
+
+def _acted(report: Mapping[str, Any]) -> frozenset[str]:
+    """Rules for images that did something to these: others cannot have moved a number."""
+    sides = [side for side in (report["generated"], report["reference"]) if side]
+    rules = [rule for side in sides for rule in side.get("converted") or side.get("meta", {}).get("converted", ())]
+    acts = {"images.crop": ("cropped", "enlarged"), "images.rounding": ("floats",)}
+    return frozenset(key for key, starts in acts.items() if any(rule.startswith(starts) for rule in rules))
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -56,9 +56,15 @@ def decode(path: Path, name: str) -> Decoded:
             moving = ("first frame of an animation",) if getattr(image, "is_animated", False) else ()
             rgb, rules = to_rgb(image, name)
             rgb.load()
-            return Decoded(rgb, (image.format or "unknown").lower(), (*rules, *moving))
+            return Decoded(rgb, kind_of(image, "unknown"), (*rules, *moving))
     except DAMAGED as error:
         raise DataError(f"image {name} cannot be decoded ({error}); restore it or take it out of the set") from None
+
+
+def kind_of(image: Image.Image, otherwise: str) -> str:
+    """Format of the file that an image comes from; `otherwise` of none. A JPEG of several pictures (mpo) is a JPEG."""
+    kind = (image.format or otherwise).lower()
+    return "jpeg" if kind == "mpo" else kind
 
 
 def to_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...]]:

@@ -11,15 +11,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import nn
 
 from vqbench.errors import ArtifactError, SpecError, UserError, nearest
-from vqbench.eval.base import SetMetric
+from vqbench.eval.base import Metric, SetMetric
 from vqbench.eval.evaluator import Evaluator, Found, layers_of
+from vqbench.eval.exact_mean import PairMean
 from vqbench.eval.extras import NEEDS, Extras, open_extras
 from vqbench.eval.feature_set import FeatureSet
 from vqbench.eval.features import Extractor
@@ -31,11 +32,12 @@ from vqbench.eval.passes import collect, pass_over, pass_over_pairs, reference_f
 from vqbench.eval.protocols import Protocol, load_protocol
 from vqbench.eval.reference import expected
 from vqbench.eval.report import report_of
-from vqbench.eval.scoring import scoring_device
+from vqbench.eval.scoring import device_of, scoring_device
 from vqbench.eval.set_metrics import BUILD, set_metrics
 from vqbench.eval.sources import Source, open_source
 from vqbench.eval.statistics_file import Reference, is_statistics, open_statistics
 
+Engine = Literal["vqbench", "reference"]
 Images = str | Path | np.ndarray | torch.Tensor | torch.utils.data.Dataset[Any] | Source
 
 
@@ -58,7 +60,8 @@ class Request:
         if like is not None and not uncropped:
             crop = like.size
         any_size = uncropped and not self.pairs  # the network resizes each; pairs must fit each other
-        return open_source(what, self.protocol.images, crop, self.value_range, any_size)
+        enlarge = like is None or not self.pairs  # an original that is enlarged is none
+        return open_source(what, self.protocol.images, crop, self.value_range, any_size, enlarge)
 
 
 def evaluate(
@@ -70,7 +73,7 @@ def evaluate(
     pairs: bool = False,
     judge: str | None = None,
     weights: Mapping[str, str | Path | nn.Module] | None = None,
-    engine: Literal["vqbench", "reference"] = "vqbench",
+    engine: Engine = "vqbench",
     ids: np.ndarray | None = None,
     num_codes: int | None = None,
     scales: Sequence[int] = (),
@@ -102,10 +105,14 @@ def evaluate(
     Raises:
         UserError: an unknown protocol or metric, weights that are missing or wrong, images that do not fit.
     """
+    if engine not in (engines := get_args(Engine)):
+        raise SpecError(f"unknown engine '{engine}'; {nearest(engine, engines)}")
     request = make_request(protocol, metrics, pairs, judge, weights, device, reference is not None, value_range)
     if not request.explicit:
         given = {"ids": ids is not None, "captions": captions is not None}
         request.names += [name for name, what in NEEDS.items() if given[what]]
+    if not request.names:
+        raise SpecError(f"protocol '{request.protocol.name}' has nothing to compute; give --reference or --metrics")
     extras = open_extras(request.names, request.judges, ids, num_codes, captions, scales)
     return score(request, generated, reference, extras, engine)
 
@@ -115,7 +122,7 @@ def score(
     generated: Images,
     reference: Images | None,
     extras: Extras,
-    engine: Literal["vqbench", "reference"] = "vqbench",
+    engine: Engine = "vqbench",
 ) -> dict[str, Any]:
     """The report of a request; arguments as :func:`evaluate`'s."""
     began = time.perf_counter()
@@ -123,7 +130,9 @@ def score(
     extras.check(len(source))
     run = _score_with_libraries if engine == "reference" else _score
     done = run(request, source, reference, extras)
-    warnings = Guards(request.protocol, request.names).warnings(source, done.reference, done.predicted)
+    if not done.found:
+        raise SpecError(f"nothing could be computed: {'; '.join(done.left)}")
+    warnings = Guards(request.protocol, request.names, request.pairs).warnings(source, done.reference, done.predicted)
     seconds = time.perf_counter() - began
     warnings += [*request.judges.warnings, *done.left]
     return report_of(request, engine, source, done.reference, done.found, warnings, seconds)
@@ -152,7 +161,7 @@ def make_request(
     found = load_protocol(protocol) if isinstance(protocol, str) else protocol
     found = with_judge(found, judge) if judge else found
     where = scoring_device()  # and TF32 off, whichever device is taken
-    where = torch.device(device) if device else where
+    where = device_of(device) if device else where
     known = [*BUILD, *PAIRED, *NEEDS]
     for name in metrics or ():
         if name not in known:
@@ -186,22 +195,25 @@ def _score_with_libraries(request: Request, source: Source, reference: Images | 
 
 def _score(request: Request, source: Source, reference: Images | None, extras: Extras) -> Done:
     """One pass over the generated images (and their originals), one over a reference of other images."""
-    evaluator, known, other = _seen(request, source, reference, extras)
+    evaluator, known, other, small = _seen(request, source, reference, extras)
     request.judges.close()  # the networks' memory serves the comparison
     features = evaluator.features
     seen = features is not None and features.has_rows("logits") and source.labels is None
     predicted = features.matrix("logits").argmax(1) if features is not None and seen else None
-    return Done(*_compare(evaluator, known, request.explicit), other, predicted)
+    found, left = _compare(evaluator, known, request.explicit)
+    return Done(found, [*small, *left], other, predicted)
 
 
 def _seen(
     request: Request, source: Source, reference: Images | None, extras: Extras
-) -> tuple[Evaluator, FeatureSet | None, Source | Reference | None]:
-    """The passes: all that is kept of the images."""
+) -> tuple[Evaluator, FeatureSet | None, Source | Reference | None, list[str]]:
+    """The passes: all that is kept of the images, and which metrics they are too small for."""
     sets = set_metrics([name for name in request.names if name in BUILD], request.protocol)
     extract = request.judges.extractor(layers_of(sets)) if sets else None
     paired = [name for name in request.names if name in PAIRED]
-    streamed = pair_metrics(paired, request.protocol, request.judges.lpips, request.device)
+    streamed, left = _fitting(
+        pair_metrics(paired, request.protocol, request.judges.lpips, request.device), source, request.explicit
+    )
     evaluator = Evaluator([*streamed, *extras.metrics], sets, extract, request.seconds)
     if request.pairs:
         originals = request.open(_needed(reference), source)
@@ -212,7 +224,21 @@ def _seen(
         known, other = _reference(request, sets, extract, reference, source)
         pass_over(evaluator, source, request.protocol.batch, extras)
     evaluator.extract = None
-    return evaluator, known, other
+    return evaluator, known, other, left
+
+
+def _fitting(metrics: list[Metric], source: Source, explicit: bool) -> tuple[list[Metric], list[str]]:
+    """Those of pairs that images of this size are large enough for, and why others of a protocol's own list are left out."""
+    found, left = [], []
+    for metric in metrics:
+        why = metric.too_small(source.size) if isinstance(metric, PairMean) else ""
+        if why and explicit:
+            raise SpecError(why)
+        if why:
+            left.append(f"{type(metric).__name__} is left out: {why}")
+        else:
+            found.append(metric)
+    return found, left
 
 
 def _reference(

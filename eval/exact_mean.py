@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -109,6 +110,10 @@ class PairMean(Metric):
 
     def __init__(self, settings: object) -> None:
         self.settings, self.mean = settings, ExactMean()
+
+    def too_small(self, size: Sequence[int]) -> str:
+        """Why images of that (H, W) cannot be scored, known before a pass over them; "" where they can."""
+        return ""
 
     @abstractmethod
     def values(self, images: np.ndarray, originals: np.ndarray) -> np.ndarray:

@@ -50,13 +50,15 @@ def open_extras(
     """The metrics of :data:`NEEDS` among `names`; those of :data:`STATISTICS` come together.
 
     Raises:
-        SpecError: a metric without what it reads, or ids without the size of their codebook.
+        SpecError: a metric without what it reads, ids without the size of their codebook, or no ids of images.
         MissingWeights: no CLIP weights.
     """
     given = {"ids": ids is not None, "captions": captions is not None}
     for name in names:
         if name in NEEDS and not given[NEEDS[name]]:
             raise SpecError(f"'{name}' needs {NEEDS[name]}; give --{NEEDS[name]}")
+    if ids is not None:
+        _check_ids(ids, num_codes)
     metrics: list[Metric] = []
     if not set(STATISTICS).isdisjoint(names):
         if num_codes is None:
@@ -69,3 +71,13 @@ def open_extras(
 
         metrics.append(ClipScore(judges.file(CLIP), device=judges.device))
     return Extras(metrics, ids, captions)
+
+
+def _check_ids(ids: Any, num_codes: int | None) -> None:
+    if not isinstance(ids, np.ndarray):
+        raise SpecError(f"ids are a {type(ids).__name__}; give an integer array (images, N, Q)")
+    if ids.dtype.kind not in "iu" or ids.ndim != 3:
+        hint = "; of one code a position: ids[..., None]" if ids.ndim == 2 else ""
+        raise SpecError(f"ids are {ids.dtype} {ids.shape}; give integers (images, N, Q){hint}")
+    if num_codes is not None and (not isinstance(num_codes, int | np.integer) or num_codes < 1):
+        raise SpecError(f"a codebook of {num_codes} codes; --num-codes is a whole number above 0")

@@ -25,10 +25,11 @@ class Guards:
 
     Args:
         names: the metrics asked for.
+        pairs: the reference holds the originals.
     """
 
-    def __init__(self, protocol: Protocol, names: Sequence[str]) -> None:
-        self.protocol, self.names = protocol, frozenset(names)
+    def __init__(self, protocol: Protocol, names: Sequence[str], pairs: bool = False) -> None:
+        self.protocol, self.names, self.pairs = protocol, frozenset(names), pairs
 
     def warnings(
         self, source: Source, other: Source | Reference | None, predicted: np.ndarray | None = None
@@ -42,11 +43,18 @@ class Guards:
         found = [
             few or self._other_count(source),
             self._sorted(source, predicted),
+            self._last_part(source),
             *self._of_a_side("generated", source),
         ]
         if isinstance(other, Source):
             found += self._of_a_side("reference", other)
-        found += [self._uncropped(source, other), _same(source, other), _unsigned(other)]
+        found += [
+            self._uncropped(source, other),
+            self._cropped(other),
+            _enlarged(other),
+            _same(source, other),
+            _unsigned(other),
+        ]
         return [warning for warning in found if warning]
 
     def _of_a_side(self, side: str, source: Source) -> list[str]:
@@ -94,6 +102,13 @@ class Guards:
             "score is far too low; shuffle the images"
         )
 
+    def _last_part(self, source: Source) -> str:
+        """Of few images p(y|x) and p(y) are alike, and every part counts as much in the mean."""
+        splits = self.protocol.inception_score
+        if "is" not in self.names or splits is None or not (rest := splits.rest(len(source))):
+            return ""
+        return f"is: the last part of {rest:,} images pulls the score towards 1; give a multiple of {splits.split_size:,} images"
+
     def _lopsided(self, side: str, source: Source) -> str:
         if source.labels is None or not self._asked(JUDGED):
             return ""
@@ -128,6 +143,30 @@ class Guards:
             f"reference images are {other_sizes} where generated ones are {shape(source.size)}: they were not cropped alike "
             f"(rule '{self.protocol.images.crop}' of protocol '{self.protocol.name}'), and scores measure that, too"
         )
+
+    def _cropped(self, other: Source | Reference | None) -> str:
+        """Pairs are of what is scored: whoever gives larger originals may not mean so."""
+        if not self.pairs or not isinstance(other, Source) or not other.cropped:
+            return ""
+        sizes = [shape(size) for size in sorted(other.cropped)]
+        some = sizes[0] if len(sizes) == 1 else f"{len(sizes):,} sizes, e.g. {sizes[0]},"
+        return (
+            f"{other.cropped.total():,} originals were cropped from {some} to {shape(other.size)} "
+            f"({self.protocol.images.crop}): check that the tokenizer's input was cropped so"
+        )
+
+
+def _enlarged(other: Source | Reference | None) -> str:
+    if other is None:
+        return ""
+    converted = other.meta.get("converted") or {} if isinstance(other, Reference) else other.converted
+    count = sum(count for rule, count in converted.items() if rule.startswith("enlarged"))
+    if not count:
+        return ""
+    return (
+        f"{count:,} reference images are smaller than the generated ones and were enlarged: scores then measure blur, too; "
+        "give larger ones"
+    )
 
 
 def _count(other: Source | Reference) -> int | None:

@@ -40,13 +40,14 @@ class Numbers(NamedTuple):
         """
         array = _array(values)
         array = array.transpose(1, 2, 0) if self.channels_first else array  # (H, W, C)
+        done: tuple[str, ...] = ()
         if array.dtype != np.uint8:
-            array = self._levels(array, name)
+            array, done = self._levels(array, name), (f"floats to 256 levels ({self.rounding})",)
         array = np.ascontiguousarray(array)
         if array.shape[2] == 3:
-            return Decoded(array, kind)
+            return Decoded(array, kind, done)
         rgb, rules = to_rgb(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), name)
-        return Decoded(rgb, kind, rules)
+        return Decoded(rgb, kind, (*done, *rules))
 
     def size(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """(H, W) of an image of `shape`."""

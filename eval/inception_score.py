@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from scipy.special import entr, log_softmax
 
 from vqbench.eval.base import Estimate, Layer, SetMetric
 from vqbench.eval.feature_set import FeatureSet
-from vqbench.eval.intervals import student
+from vqbench.eval.intervals import GROUPS, NAN, SMALLEST, groups_of, jackknife, student
 from vqbench.eval.protocols import Splits
+
+ENOUGH = 3  # whole parts from which Student's t is taken over them
 
 
 class InceptionScore(SetMetric):
-    """exp of the mean KL divergence between p(y|x) and p(y), in [1, classes], mean over splits of the generated images.
+    """exp of the mean KL divergence between p(y|x) and p(y), in [1, classes], mean over parts of the generated images.
 
     Shuffled by a fixed seed, or in the order of their indices: samples sorted by class then put few classes in a split.
     Source: toshas/torch-fidelity:torch_fidelity/metric_isc.py (where the splits are cut, and the shuffle).
@@ -23,7 +26,10 @@ class InceptionScore(SetMetric):
 
     unit = ""
     higher_is_better = True
-    interval = "Student's t over the splits; undefined for one"
+    interval = (
+        f"Student's t over the parts; where fewer than {ENOUGH} are whole, or the last is smaller, delete-group jackknife over "
+        f"the images, {GROUPS} groups by index, parts kept; undefined below {SMALLEST} images; not below 1"
+    )
     not_finite = "logits that are not finite are refused; a probability of 0 adds 0"
     rows: ClassVar[frozenset[Layer]] = frozenset({"logits"})
     moments: ClassVar[frozenset[Layer]] = frozenset()
@@ -43,17 +49,49 @@ class InceptionScore(SetMetric):
         order = np.arange(count)
         if self.protocol.shuffle:
             order = np.random.RandomState(self.protocol.seed).permutation(count)
-        scores = [_score(logits[order[a:b]]) for a, b in itertools.pairwise(cuts)]
-        value = float(np.mean(scores))
-        return {"is": Estimate(value, *student(scores), count)}
+        parts = [_sums(logits[order[a:b]], groups_of(order[a:b])) for a, b in itertools.pairwise(cuts)]
+        scores = [_score(part.p.sum(0), part.p_log_p.sum(), part.images.sum()) for part in parts]
+        low, high = student(scores) if self.protocol.whole(count) >= ENOUGH else _jackknife(scores, parts, count)
+        return {"is": Estimate(float(np.mean(scores)), float(np.maximum(low, 1.0)), high, count)}  # NaN stays NaN
 
 
-def _score(logits: np.ndarray) -> float:
-    """The score of one split, (n, classes).
+class _Sums(NamedTuple):
+    """What one part's score is made of, by the jackknife's group: p (GROUPS, classes), p log p and images (GROUPS,)."""
+
+    p: np.ndarray
+    p_log_p: np.ndarray
+    images: np.ndarray
+
+
+def _sums(logits: np.ndarray, groups: np.ndarray) -> _Sums:
+    """Of one part, logits (n, classes) and groups (n,)."""
+    log_p = log_softmax(logits.astype(np.float64), axis=1)  # (n, classes)
+    p = np.exp(log_p)
+    own = np.einsum("ij,ij->i", p, log_p)  # (n,)
+    return _Sums(
+        np.stack([p[groups == group].sum(0) for group in range(GROUPS)]),
+        np.bincount(groups, own, GROUPS),
+        np.bincount(groups, minlength=GROUPS),
+    )
+
+
+def _score(p: np.ndarray, p_log_p: float, count: int) -> float:
+    """The score of `count` images from their sums, (classes,) and a number; 1 of no image.
 
     KL is the entropy of the mean less the mean entropy: no logarithm of a probability that underflowed in every image.
     """
-    log_p = log_softmax(logits.astype(np.float64), axis=1)  # (n, classes)
-    p = np.exp(log_p)
-    information = float(entr(p.mean(0)).sum()) + float(np.einsum("ij,ij->", p, log_p)) / len(p)
+    information = float(entr(p / count).sum()) + float(p_log_p) / count if count else 0.0
     return float(np.exp(max(0.0, information)))
+
+
+def _jackknife(scores: Sequence[float], parts: Sequence[_Sums], count: int) -> tuple[float, float]:
+    """Each group of images left out of the part that it lies in: the parts stay, ADM's small last one included."""
+    if count < SMALLEST:
+        return NAN, NAN
+    without = [
+        np.mean(
+            [_score(s.p.sum(0) - s.p[g], s.p_log_p.sum() - s.p_log_p[g], s.images.sum() - s.images[g]) for s in parts]
+        )
+        for g in range(GROUPS)
+    ]
+    return jackknife(float(np.mean(scores)), [float(value) for value in without])

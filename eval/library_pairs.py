@@ -15,6 +15,7 @@ from torch import nn
 
 from vqbench.data import to_float
 from vqbench.errors import SpecError
+from vqbench.eval.perceptual import below_side, smallest_side
 from vqbench.eval.protocols import SignalNoise, Window
 
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]] | Iterator[tuple[np.ndarray, np.ndarray]]
@@ -98,7 +99,13 @@ def _seen(image: np.ndarray, protocol: Window) -> np.ndarray:
 
 @torch.no_grad()
 def lpips(images: np.ndarray, originals: np.ndarray, network: nn.Module, batch: int) -> tuple[float, int]:
-    """Mean LPIPS over images (n, H, W, 3) uint8; the network sees them in [-1, 1], in eval mode (it has dropout)."""
+    """Mean LPIPS over images (n, H, W, 3) uint8; the network sees them in [-1, 1], in eval mode (it has dropout).
+
+    Raises:
+        SpecError: the images are too small for the network.
+    """
+    if why := below_side(images.shape[1:3], smallest_side(network.get_submodule("net"))):
+        raise SpecError(why)
     where = next(network.eval().parameters()).device
     total = 0.0
     for start in range(0, len(images), batch):

@@ -45,9 +45,15 @@ def statistics(
         images: add those that precision and recall compare with, as ``arr_0``: ADM's evaluator opens a reference only
             where it has them (10,000 of 256x256: 2 GB), and reads its moments then.
 
+    Raises:
+        SpecError: `out` is no name of an npz, or the resolution no side.
+
     Returns:
         the file's ``meta``: protocol, digests of judge, weights and images.
     """
+    if resolution is not None and resolution < 1:
+        raise SpecError(f"--resolution {resolution}: a side in pixels, 1 or more")
+    out = _writable(out)
     found = with_judge(load_protocol(protocol), judge) if judge else load_protocol(protocol)
     device = scoring_device()
     request = Request(found, [], True, False, device, Judges(found, device, weights), value_range)
@@ -60,12 +66,25 @@ def statistics(
     header = meta(found, source.digest(), request.judges.digests) | {
         "count": known.count,
         "crop": crop,
+        "converted": dict(sorted(source.converted.items())),
         "sizes": [[*size, count] for size, count in sorted(source.sizes.items())],
     }
     header |= _own_score(found, logits)
     with _chosen_images(source, chosen(len(source), found), found.batch, out) if images else nullcontext() as kept:
         save_statistics(out, known, header, kept)
     return header
+
+
+def _writable(out: Path) -> Path:
+    """The path of an npz in a folder that is there: whoever reads it goes by its suffix."""
+    out = Path(out).expanduser()
+    if out.suffix != ".npz" or out.is_dir():
+        raise SpecError(f"--out {out}: statistics are one file that ends in .npz, e.g. {out.with_suffix('.npz').name}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"--out {out}: its folder cannot be made ({error.strerror}); give another") from None
+    return out
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -42,17 +44,21 @@ class MsSsim(PairMean):
         self.window, self.device = _window(protocol), torch.device(device)
         self.smallest = smallest_side(protocol)
 
+    def too_small(self, size: Sequence[int]) -> str:
+        """The coarsest scale must hold the window."""
+        if min(size) > self.smallest:
+            return ""
+        text = " x ".join(map(str, size))
+        return f"MS-SSIM needs images with sides above {self.smallest}, these are {text}; leave 'ms_ssim' out"
+
     def values(self, images: np.ndarray, originals: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) uint8, twice -> (B,) float64.
 
         Raises:
             SpecError: the coarsest scale would be smaller than the window.
         """
-        if min(images.shape[1:3]) <= self.smallest:
-            size = " x ".join(map(str, images.shape[1:3]))
-            raise SpecError(
-                f"MS-SSIM needs images with sides above {self.smallest}, these are {size}; leave 'ms_ssim' out"
-            )
+        if why := self.too_small(images.shape[1:3]):
+            raise SpecError(why)
         return by_pairs(self._values, images, originals, self.device)
 
     def _values(self, images: np.ndarray, originals: np.ndarray) -> Tensor:

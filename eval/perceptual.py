@@ -5,12 +5,15 @@ Letters: B images, H W pixels, n pairs of a forward, h w c a layer's map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vqbench.errors import SpecError
+from vqbench.eval.decoding_images import shape
 from vqbench.eval.exact_mean import PairMean
 from vqbench.pretrained import classifier_lpips, open_lpips
 
@@ -38,13 +41,24 @@ class Lpips(PairMean):
         found = cast(Any, network.eval().to(torch.device(device)).to(memory_format=torch.channels_last))
         super().__init__((type(found.net).__name__, found.lpips))
         self.device, self.network = torch.device(device), found.net
+        self.smallest = smallest_side(found.net)
         scaling = found.scaling_layer  # (level / 127.5 - 1 - shift) / scale = level * gain + bias
         self.gain, self.bias = 1 / (127.5 * scaling.scale), -(1 + scaling.shift) / scaling.scale  # (1, 3, 1, 1)
         lines = found.lins if found.lpips else ()  # none: the unweighted distance
         self.weights = [line.model[-1].weight.detach().flatten() for line in lines]  # (c,) a layer
 
+    def too_small(self, size: Sequence[int]) -> str:
+        """Every layer of the network must have an output."""
+        return below_side(size, self.smallest)
+
     def values(self, images: np.ndarray, originals: np.ndarray) -> np.ndarray:
-        """(B, H, W, 3) uint8, twice -> (B,) float64."""
+        """(B, H, W, 3) uint8, twice -> (B,) float64.
+
+        Raises:
+            SpecError: the images are too small for the network.
+        """
+        if why := self.too_small(images.shape[1:3]):
+            raise SpecError(why)
         step = PAIRS.get(self.device.type, 4)
         parts = [self._distances(images[i : i + step], originals[i : i + step]) for i in range(0, len(images), step)]
         return torch.cat(parts).double().cpu().numpy()
@@ -59,6 +73,34 @@ class Lpips(PairMean):
         for i, features in enumerate(maps):
             found += _distance(features.permute(0, 2, 3, 1), self.weights[i] if self.weights else None)
         return found
+
+
+def smallest_side(network: nn.Module) -> int:
+    """Least side of an image of which every convolution and pooling has an output: 31 for AlexNet, 16 for VGG-16.
+
+    The stand-in pools only what is larger than a pixel (not by modules): 1.
+    """
+    side = 1
+    for layer in reversed(list(network.modules())):
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            kernel, stride, padding = (_one(x) for x in (layer.kernel_size, layer.stride, layer.padding))
+            side = max(1, (side - 1) * stride + kernel - 2 * padding)
+    return side
+
+
+def _one(value: Any) -> int:
+    """Of a square layer."""
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+def below_side(size: Sequence[int], smallest: int) -> str:
+    """What is said of images (H, W) below the least side of LPIPS' network; "" of others."""
+    if min(size) >= smallest:
+        return ""
+    return (
+        f"LPIPS' network needs images of {smallest}x{smallest} or more, these are {shape(tuple(size))}; "
+        "leave 'lpips' out or score larger images"
+    )
 
 
 def _distance(features: Tensor, weights: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vqbench.eval.figure_inputs import figure_runs
 from vqbench.eval.figure_style import new_figure
 from vqbench.eval.plots_images import spread
-from vqbench.eval.plots_usage import boxed, training_counts
+from vqbench.eval.plots_usage import boxed, counts_of, training_usage
 from vqbench.jobs import finished
 from vqbench.papers import Bench, Figure
 
@@ -44,7 +44,7 @@ def open_maps(bench: Bench, figure: Figure, base: Path) -> list[Map]:
     found = []
     for _, run in figure_runs(bench, figure):
         model = open_tokenizer(bench.tokenizers[run], finished(bench, ("tokenizer", run), base))
-        book, active = model.quantizer.codebook().float().numpy(), training_counts(bench, run, base) > 0
+        book, active = model.quantizer.codebook().float().numpy(), counts_of(training_usage(bench, run, base)) > 0
         chosen = spread(len(book), MOST)
         found.append(Map(run, embedded(book[chosen]), active[chosen], float(active.mean()), len(book)))
     return found

@@ -14,6 +14,9 @@ from vqbench.papers import Bench, Figure
 if TYPE_CHECKING:
     import numpy as np
 
+    from vqbench.eval.usage import Usage
+
+PART = 4096  # images whose ids are counted at a time
 PIXELS = 4  # maps of pixels in a row
 
 
@@ -67,10 +70,12 @@ def look(number: int) -> dict[str, str]:
 
 
 class Frequencies(NamedTuple):
-    """One tokenizer: how often each code occurs in the training images (K,), and its share of the epochs (K,) in [0, 1]."""
+    """One tokenizer: how often each code occurs in the training images (K,), the usage_train in % that they make, and each
+    code's share of the epochs (K,) in [0, 1]."""
 
     run: str
     counts: np.ndarray
+    usage: float
     epochs: np.ndarray
 
 
@@ -88,19 +93,36 @@ def open_frequencies(bench: Bench, figure: Figure, base: Path) -> list[Frequenci
         tokenizer = finished(bench, ("tokenizer", run), base)
         periods = max(1, len(pd.read_csv(tokenizer.file("usage.csv"))))
         hits = np.load(tokenizer.file("code_epochs.npy"))  # (Q, K)
-        found.append(Frequencies(run, training_counts(bench, run, base), hits.mean(0) / periods))
+        usage = training_usage(bench, run, base)
+        share = usage.compute()["usage_train"].value
+        found.append(Frequencies(run, counts_of(usage), share, hits.mean(0) / periods))
     return found
 
 
-def training_counts(bench: Bench, run: str, base: Path) -> np.ndarray:
-    """How often each of the K codes occurs in the ids of all training images, (K,) int64; mirror images left out."""
+def training_usage(bench: Bench, run: str, base: Path) -> Usage:
+    """Usage of the ids of all training images; mirror images left out.
+
+    Raises:
+        ArtifactError, StaleSpec: the tokens are missing or out of date.
+    """
     import numpy as np
+
+    from vqbench.eval.base import Batch
+    from vqbench.eval.usage import Usage
 
     tokens = finished(bench, ("tokens", f"{run}/{bench.tokenizers[run].dataset}/train"), base)
     ids = np.load(tokens.file("ids.npy"), mmap_mode="r")[: tokens.facts["images"]]
-    codes = bench.tokenizers[run].tokens.num_codes
-    return sum((np.bincount(part.ravel(), minlength=codes) for part in np.array_split(ids, ceil(len(ids) / 4096))),
-               np.zeros(codes, np.int64))  # fmt: skip
+    found = Usage(bench.tokenizers[run].tokens.num_codes, "train")
+    for start in range(0, len(ids), PART):
+        part = np.asarray(ids[start : start + PART])
+        found.update(Batch(np.arange(start, start + len(part)), ids=part))
+    return found
+
+
+def counts_of(usage: Usage) -> np.ndarray:
+    """How often each of the K codes occurs, all slots and scales together, (K,) int64."""
+    found: np.ndarray = usage.counts.sum((0, 1, 2))
+    return found
 
 
 def plot_frequencies(found: list[Frequencies]) -> Any:
@@ -113,7 +135,7 @@ def plot_frequencies(found: list[Frequencies]) -> Any:
     for i, one in enumerate(found):
         used = sorted_frequencies(one.counts)
         ranks = [100 * (rank + 1) / len(one.counts) for rank in range(len(used))]
-        axes.plot(ranks, used, label=f"{one.run} ({ranks[-1]:.1f}% used)", **look(i))
+        axes.plot(ranks, used, label=f"{one.run} ({one.usage:.1f}% used)", **look(i))
     axes.axhline(1, color="#777777", lw=0.6)
     axes.set(
         yscale="log", xlim=(0, 100), xlabel="codes in falling order (% of the codebook)", ylabel="frequency / uniform"

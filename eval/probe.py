@@ -23,6 +23,7 @@ from vqbench.eval.scoring import entry, setting, write_scores
 from vqbench.jobs import Finished, Job
 from vqbench.progress import Progress
 from vqbench.seeds import torch_rng
+from vqbench.top_one import count_right
 
 WHERE = ("before", "after")
 BYTES = 64 << 20  # of float64 features that L-BFGS holds at a time
@@ -210,12 +211,18 @@ def _loss_and_slope(
     return loss, slope
 
 
-@torch.no_grad()
 def top_one(model: nn.Module, data: Labelled, batch: int, device: torch.device) -> Estimate:
     """Top-1 accuracy in %, with its Wilson interval."""
-    right, kind = 0, next(model.parameters()).dtype
-    for part in batches(len(data.labels), batch):
-        logits = model(torch.from_numpy(np.array(data.features[part])).to(device, kind))  # (B, K)
-        right += int((logits.argmax(1).cpu().numpy() == data.labels[part]).sum())
-    low, high = wilson(right, len(data.labels))
-    return Estimate(100 * right / len(data.labels), 100 * low, 100 * high, len(data.labels))
+    kind = next(model.parameters()).dtype
+
+    def logits_of(part: slice) -> Tensor:
+        found: Tensor = model(torch.from_numpy(np.array(data.features[part])).to(device, kind))  # (B, K)
+        return found
+
+    return share_right(count_right(logits_of, data.labels, batch), len(data.labels))
+
+
+def share_right(right: int, count: int) -> Estimate:
+    """Top-1 in % of so many images, with its Wilson interval."""
+    low, high = wilson(right, count)
+    return Estimate(100 * right / count, 100 * low, 100 * high, count)

@@ -6,18 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vqbench.artifacts import read_tensors
-from vqbench.eval.archive import batches
-from vqbench.eval.base import Estimate
 from vqbench.eval.classifier import open_codes
-from vqbench.eval.intervals import wilson
-from vqbench.eval.probe import TopOne
+from vqbench.eval.probe import TopOne, share_right
 from vqbench.eval.scoring import entry, setting, write_scores
 from vqbench.eval.token_classifier import TokenClassifier
 from vqbench.jobs import Finished, Job
 from vqbench.specs import ClassifierSpec
 from vqbench.tokenizers.base import Quantizer
+from vqbench.top_one import count_right
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -27,10 +26,8 @@ def run(job: Job) -> dict[str, Any]:
     model = open_classifier(spec, job.upstream("classifier", name), where.device)
     tokens = job.upstream("tokens", f"{spec.tokenizer}/{spec.dataset}/validation")
     ids, labels = np.load(tokens.file("ids.npy"), mmap_mode="r"), np.load(tokens.file("labels.npy"))
-    right = count_right(model, open_codes(job, spec.tokenizer), ids, labels, where.protocol.batch)
-    low, high = wilson(right, len(labels))
-    found = Estimate(100 * right / len(labels), 100 * low, 100 * high, len(labels))
-    write_scores(job, {"top1": entry(TopOne(), found)})
+    right = right_of(model, open_codes(job, spec.tokenizer), ids, labels, where.protocol.batch)
+    write_scores(job, {"top1": entry(TopOne(), share_right(right, len(labels)))})
     return {"images": len(labels), "protocol": where.protocol.name}
 
 
@@ -43,11 +40,12 @@ def open_classifier(spec: ClassifierSpec, finished: Finished, device: torch.devi
     return model.eval().requires_grad_(False)
 
 
-@torch.inference_mode()
-def count_right(model: TokenClassifier, codes: Quantizer, ids: np.ndarray, labels: np.ndarray, batch: int) -> int:
+def right_of(model: TokenClassifier, codes: Quantizer, ids: np.ndarray, labels: np.ndarray, batch: int) -> int:
     """How many of the ids (n, N, Q) are given their own label first."""
-    place, right = next(model.parameters()).device, 0
-    for part in batches(len(labels), batch):
-        logits = model(codes.lookup(torch.from_numpy(np.array(ids[part], dtype=np.int64)).to(place)))  # (B, classes)
-        right += int((logits.argmax(1).cpu().numpy() == labels[part]).sum())
-    return right
+    place = next(model.parameters()).device
+
+    def logits_of(part: slice) -> Tensor:
+        found: Tensor = model(codes.lookup(torch.from_numpy(np.array(ids[part], dtype=np.int64)).to(place)))
+        return found  # (B, classes)
+
+    return count_right(logits_of, labels, batch)

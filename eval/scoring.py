@@ -39,6 +39,23 @@ def scoring_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_of(name: str | torch.device) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        SpecError: no such device, or none on this machine.
+    """
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise SpecError(f"unknown device '{name}'; give cpu, cuda or cuda:1") from None
+    if found.type not in ("cpu", "cuda"):
+        raise SpecError(f"scores are computed on cpu or cuda, not on '{name}'")
+    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
+        raise SpecError(f"device '{name}' is not here, torch sees {count} GPUs; give --device cpu or leave it out")
+    return found
+
+
 def judge(job: Job, where: Setting, layers: frozenset[Layer]) -> Extractor:
     """The extractor of the job's judge, for those `layers`.
 

@@ -28,12 +28,14 @@ class Rules(NamedTuple):
         crop_to: (H, W) of every image; None takes them as they are.
         value_range: of float images.
         any_size: images may differ in size; a batch still holds one size.
+        enlarge: images smaller than `crop_to` are enlarged; otherwise refused, as originals of pairs are.
     """
 
     images: ImageRules
     crop_to: tuple[int, int] | None = None
     value_range: tuple[float, float] | None = None
     any_size: bool = False
+    enlarge: bool = True
 
 
 class Source(ABC):
@@ -44,6 +46,7 @@ class Source(ABC):
         size: (H, W) of its images; with ``any_size`` of the first one.
         formats: file format, or what held the images -> how many of those read so far.
         sizes: (H, W) -> how many of those read so far; more than one only with ``any_size``.
+        cropped: (H, W) before the crop -> how many of those read so far were cropped or enlarged.
         converted: rule, e.g. "grayscale to RGB" -> on how many of those read so far.
         labels: (n,) int64 classes where they are known.
         classes: names of the classes where they are known.
@@ -61,6 +64,7 @@ class Source(ABC):
         self.formats: Counter[str] = Counter()
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.converted: Counter[str] = Counter()
+        self.cropped: Counter[tuple[int, int]] = Counter()
         self._hashes, self._seen = np.zeros((count, 32), np.uint8), np.zeros(count, bool)
 
     def __len__(self) -> int:
@@ -108,7 +112,7 @@ class Source(ABC):
         size = size_of(image)
         if crop is not None and size != crop:
             image = fit(image, crop, self.rules.images, name)
-            rules = (*rules, f"cropped to {shape(crop)} ({self.rules.images.crop})")
+            rules = (*rules, self._fitted(size, crop, name))
         elif size != self.size and not self.rules.any_size:
             raise DataError(
                 f"images of one set have one size: {self.image_name(0)} is {shape(self.size)}, {name} is {shape(size)}; "
@@ -117,7 +121,17 @@ class Source(ABC):
         pixels = np.asarray(image)
         digest = hashlib.sha256(shape(pixels.shape).encode())
         digest.update(np.ascontiguousarray(pixels).data)
-        return _Pixels(pixels, kind, rules, digest.digest())
+        return _Pixels(pixels, kind, rules, digest.digest(), None if size == size_of(pixels) else size)
+
+    def _fitted(self, size: tuple[int, int], crop: tuple[int, int], name: str) -> str:
+        """What the crop does to an image of that size."""
+        smaller = size[0] < crop[0] or size[1] < crop[1]
+        if smaller and not self.rules.enlarge:
+            raise DataError(
+                f"original {name} is {shape(size)}, smaller than the image of {shape(crop)} that it is compared with; "
+                f"give originals of {shape(crop)} or more, or score images of {shape(size)}"
+            )
+        return f"{'enlarged' if smaller else 'cropped'} to {shape(crop)} ({self.rules.images.crop})"
 
     def _note(self, index: int, found: _Pixels) -> None:
         if not self._seen[index]:  # each image counts once, however often it is read
@@ -125,6 +139,8 @@ class Source(ABC):
             self._hashes[index] = np.frombuffer(found.digest, np.uint8)
             self.formats[found.kind] += 1
             self.sizes[size_of(found.pixels)] += 1
+            if found.before is not None:
+                self.cropped[found.before] += 1
             self.converted.update(found.rules)
 
     def digest(self) -> str:
@@ -149,3 +165,4 @@ class _Pixels(NamedTuple):
     kind: str
     rules: tuple[str, ...]
     digest: bytes
+    before: tuple[int, int] | None  # (H, W) that were cropped or enlarged

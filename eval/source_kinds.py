@@ -17,7 +17,7 @@ from PIL import Image
 from vqbench.data import EXTENSIONS
 from vqbench.errors import ArtifactError, DataError
 from vqbench.eval.archive import Archive, members
-from vqbench.eval.decoding_images import Decoded, cores, decode, size_of, to_rgb
+from vqbench.eval.decoding_images import Decoded, cores, decode, kind_of, size_of, to_rgb
 from vqbench.eval.image_numbers import Numbers, numbers_of
 from vqbench.eval.source_base import CHUNK, Rules, Source
 
@@ -146,7 +146,7 @@ class Items(Source):
         item = item[0] if isinstance(item, tuple | list) else item
         if isinstance(item, Image.Image):
             rgb, rules = to_rgb(item, name)
-            return Decoded(rgb, (item.format or "dataset").lower(), rules)
+            return Decoded(rgb, kind_of(item, "dataset"), rules)
         if not isinstance(item, np.ndarray | torch.Tensor):
             raise DataError(f"image {name} is a {type(item).__name__}; give a tensor, an array or a Pillow image")
         rules_ = self.rules

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +25,7 @@ def open_source(
     crop_to: tuple[int, int] | None = None,
     value_range: tuple[float, float] | None = None,
     any_size: bool = False,
+    enlarge: bool = True,
 ) -> Source:
     """Open images to score.
 
@@ -35,12 +36,13 @@ def open_source(
         crop_to: (H, W); images of another size are cropped by ``rules.crop``. None: all have one size already.
         value_range: of floats, (0, 1) or (-1, 1).
         any_size: take images of several sizes as they are; each batch then holds one size.
+        enlarge: enlarge images that are smaller than `crop_to`; False refuses them.
 
     Raises:
         DataError: nothing there, no images in it, or not images that can be scored.
         SpecError: another range.
     """
-    settings = Rules(rules, crop_to, value_range, any_size)
+    settings = Rules(rules, crop_to, value_range, any_size, enlarge)
     if isinstance(what, Source):
         return _same(what, crop_to)
     if isinstance(what, str | Path):
@@ -48,7 +50,7 @@ def open_source(
     if isinstance(what, np.ndarray | torch.Tensor):
         kind = "array" if isinstance(what, np.ndarray) else "tensor"
         return Array(what, kind, kind, settings)
-    if not (hasattr(what, "__len__") and hasattr(what, "__getitem__")):
+    if isinstance(what, Mapping) or not (hasattr(what, "__len__") and hasattr(what, "__getitem__")):
         raise DataError(f"{type(what).__name__} is no set of images; give a folder, .npz, array or map-style data set")
     return Items(what, settings)
 

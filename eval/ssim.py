@@ -9,7 +9,7 @@ T rows of a strip of the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from threading import Barrier
@@ -49,6 +49,10 @@ class Ssim(PairMean):
     def __init__(self, protocol: Window, device: str | torch.device = "cpu") -> None:
         super().__init__(protocol)
         self.protocol, self.device = protocol, torch.device(device)
+
+    def too_small(self, size: Sequence[int]) -> str:
+        """Images must hold the window."""
+        return window_too_large(size, self.protocol)
 
     def values(self, images: np.ndarray, originals: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) uint8, twice -> (B,) float64.
@@ -106,10 +110,16 @@ def planes(images: np.ndarray, window: Window, device: torch.device) -> Tensor:
     found = found.permute(0, 3, 1, 2)  # (B, C, H, W)
     if window.downsample and (side := round(min(found.shape[2:]) / 256)) > 1:
         found = F.avg_pool2d(found.double(), side)
-    if min(found.shape[2:]) < window.size:
-        size = " x ".join(map(str, found.shape[2:]))
-        raise SpecError(f"SSIM's window of {window.size} is larger than images of {size}; mend 'ssim.size'")
+    if why := window_too_large(found.shape[2:], window):
+        raise SpecError(why)
     return found.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def window_too_large(size: Sequence[int], window: Window) -> str:
+    """What is said of images (H, W) that are smaller than the window; "" of others."""
+    if min(size) >= window.size:
+        return ""
+    return f"SSIM's window of {window.size} is larger than images of {' x '.join(map(str, size))}; mend 'ssim.size'"
 
 
 def ssim_of_planes(x: Tensor, y: Tensor, window: Window) -> Tensor:

@@ -75,7 +75,8 @@ def open_statistics(path: Path, expect: Mapping[str, Any]) -> Reference:
     """Read saved statistics, ours or ADM's; moments are checked, features mapped from the file and checked.
 
     Args:
-        expect: what ``meta`` must say, e.g. the ``judge_digest``; a file without ``meta`` (ADM's) is taken as it is.
+        expect: what ``meta`` must say, e.g. the ``judge_digest``; a file without ``meta`` (ADM's) is taken as it is, one
+            whose ``meta`` lacks a key is not.
 
     Raises:
         ArtifactError: not statistics, truncated, damaged, or made under another judge.
@@ -86,6 +87,8 @@ def open_statistics(path: Path, expect: Mapping[str, Any]) -> Reference:
         raise ArtifactError(f"{path} holds no mu and sigma, it holds {', '.join(sorted(held)) or 'nothing'}; {MEND}")
     meta = _meta(path) if "meta" in held else {}
     for key, value in expect.items():
+        if "meta" in held and key not in meta:
+            raise ArtifactError(f"{path} does not say its {key}, so nothing shows that it fits this protocol; {MEND}")
         if key in meta and meta[key] != value:
             raise ArtifactError(f"{path} was made under {key} {meta[key]}, this protocol's is {value}; {MEND}")
     count = _count(path) if "n" in held else 0

@@ -19,6 +19,7 @@ from vqbench.eval.scale_notes import header_note, row_note
 from vqbench.eval.table_formats import INTERVAL, to_latex, to_markdown
 from vqbench.papers import Bench, Table
 from vqbench.papers import bench as bench_of
+from vqbench.specs import digest_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +56,7 @@ def measure_rows(bench: Bench, table: Table, base: Path) -> list[MeasuredRow]:
     """All rows with what this scale has measured for them.
 
     Raises:
-        ArtifactError: two cells were scored under different protocols.
+        ArtifactError: two cells were scored under different protocols, or one under another than its column names.
     """
     printed = {column: printed_table(table).column(column) for column in table_columns(table)}
     rows = [measure_row(bench, table, row, printed, base) for row in table_rows(table)]
@@ -67,15 +68,23 @@ def _refuse_mixed(bench: Bench, table: Table, rows: list[MeasuredRow]) -> None:
     cells: dict[str, list[str]] = {}
     for row in rows:
         for column, scores in row.scores.items():
-            if "under" in table.columns[column]:  # a column that names its protocol, in its header as well
-                continue
-            under = f"{scores.protocol.get('name')} {scores.protocol_digest[:12]}"
-            cells.setdefault(under, []).append(f"'{row.row.label}' {column}")
+            under, cell = f"{scores.protocol.get('name')} {scores.protocol_digest[:12]}", f"'{row.row.label}' {column}"
+            declared = table.columns[column].get("under")
+            if declared is None:
+                cells.setdefault(under, []).append(cell)
+            else:  # a column that names its protocol, in its header as well: all columns of that name agree with it
+                _refuse_another(bench, declared, under, f"{bench.table_path(table)}: {cell}")
     if len(cells) > 1:
         groups = "; ".join(f"protocol {under}: {', '.join(names)}" for under, names in cells.items())
         raise ArtifactError(
             f"{bench.table_path(table)} would mix protocols ({groups}); score them under one protocol again"
         )
+
+
+def _refuse_another(bench: Bench, declared: str, under: str, cell: str) -> None:
+    wanted = f"{declared} {digest_of(bench.protocol_of(declared))[:12]}"
+    if under != wanted:
+        raise ArtifactError(f"{cell} was scored under protocol {under}, its column names {wanted}; score it again")
 
 
 def _refuse_unfinished(bench: Bench, table: Table, rows: list[MeasuredRow]) -> None:

@@ -108,6 +108,10 @@ def _statistics(args: argparse.Namespace) -> None:
 def _bridge(args: argparse.Namespace) -> None:
     from vqbench.eval.bridge import bridge
 
+    if args.out.suffix.lower() == ".md":
+        raise SpecError(
+            f"--out {args.out}: name the CSV, e.g. {args.out.with_suffix('.csv')}; its .md is written beside it"
+        )
     table = bridge(
         args.generated, args.reference, protocols=_names(args.protocols), metrics=_names(args.metrics),
         pairs=args.pairs, judge=args.judge, weights=_weights(args.weights), device=args.device,

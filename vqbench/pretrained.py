@@ -22,6 +22,7 @@ from vqbench.artifacts import read_tensors, sha256_file, write_json
 from vqbench.data import Images, open_images, to_float
 from vqbench.errors import MissingWeights
 from vqbench.specs import PretrainedSpec
+from vqbench.top_one import count_right
 from vqbench.training import Batch, Player, Task, Terms, Trainer, finish
 from vqbench.weights import check_weights, fetch_again, locate
 
@@ -108,9 +109,10 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _accuracy(model: PhotoClassifier, images: Images) -> float:
-    with torch.no_grad():
-        found = model(to_float(images.batch(0, len(images)))).argmax(1).cpu().numpy()
-    return round(float((found == images.labels).mean()), 6)
+    right = count_right(
+        lambda part: model(to_float(images.batch(part.start, part.stop - part.start))), images.labels, len(images)
+    )
+    return round(right / len(images), 6)
 
 
 def weights_path(spec: PretrainedSpec, finished: Finished) -> Path:

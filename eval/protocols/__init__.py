@@ -93,6 +93,14 @@ class Splits(Spec):
             )
         return [i * count // self.splits for i in range(self.splits + 1)]
 
+    def whole(self, count: int) -> int:
+        """How many parts `count` images make that compare with each other; 0 where the last one is smaller."""
+        return 0 if self.rest(count) else len(self.cuts(count)) - 1
+
+    def rest(self, count: int) -> int:
+        """Images of a last part that is smaller than the others; 0 where there is none."""
+        return count % self.split_size if self.split_size is not None and count > self.split_size else 0
+
 
 class Neighbours(Spec):
     """Precision, recall, density and coverage: k-nearest-neighbour balls around generated and reference features."""

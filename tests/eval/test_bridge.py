@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from random_weights import write_inception, write_vgg16
 
 from vqbench.cli import main
 from vqbench.errors import SpecError
-from vqbench.eval.bridge import bridge
+from vqbench.eval.bridge import REACH, _choices, _flat, bridge
 from vqbench.eval.evaluate import evaluate
-from vqbench.eval.protocols import FOLDER, load_protocol
+from vqbench.eval.protocols import FOLDER, PAIRED, load_protocol
+from vqbench.eval.set_metrics import BUILD
 from vqbench.specs import digest_of
 
 from .image_sets import noisy, write
@@ -56,6 +58,16 @@ def test_a_metric_that_fails_costs_its_own_line(real: np.ndarray, other: np.ndar
     assert found.loc["fid", "value"] > 0 and "Kid is left out" in found.loc["kid", "note"]
 
 
+def test_images_too_small_for_lpips_cost_its_line_alone(real: np.ndarray, published: dict[str, Path]) -> None:
+    small = np.ascontiguousarray(real[:, :12, :12])
+    found = bridge(noisy(small), small, protocols=["adm"], metrics=["psnr", "lpips"], pairs=True, weights=published)
+    found = found.set_index("metric")
+    assert (
+        found.loc["psnr", "value"] > 0
+        and "needs images of 16x16 or more, these are 12x12" in found.loc["lpips", "note"]
+    )
+
+
 def test_a_line_is_what_evaluate_says(real: np.ndarray, other: np.ndarray, weights: dict[str, Any]) -> None:
     table = bridge(other, real, protocols=["demo"], weights=weights)
     report = evaluate(other, real, protocol="demo", weights=weights)
@@ -78,6 +90,52 @@ def test_the_command_writes_the_table_with_its_warnings(
     text = (tmp_path / "x.md").read_text()
     assert "psnr" in printed.out and "images.rounding nearest -> truncate" in text
     assert (tmp_path / "x.csv").read_text().count("\n") == 5
+
+
+def test_the_table_is_not_named_after_its_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bridge", "--generated", "none", "--reference", "none", "--out", str(tmp_path / "x.md")])
+    assert stopped.value.code == 2 and "x.csv; its .md is written beside it" in capsys.readouterr().err
+
+
+def choices(table: pd.DataFrame, metric: str, protocol: str) -> set[str]:
+    (text,) = table[(table["metric"] == metric) & (table["protocol"] == protocol)]["choices"]
+    return {choice.split(" ")[0] for choice in text.split("; ") if choice}
+
+
+def test_only_choices_that_can_act_are_named(real: np.ndarray, other: np.ndarray, weights: dict[str, Any]) -> None:
+    clean, taming = "clean-fid+photo-classifier", "taming+photo-classifier"
+    names: dict[str, Any] = {
+        "protocols": ["adm", "clean-fid", "taming"],
+        "judge": "photo-classifier",
+        "weights": weights,
+    }
+    table = bridge(other, real, metrics=["fid"], **names)  # uint8 of one size: no crop and no rounding
+    assert choices(table, "fid", clean) == choices(table, "fid", taming) == set()
+    table = bridge(other[:, :16, :16], real, metrics=["fid"], **names)
+    assert choices(table, "fid", clean) == choices(table, "fid", taming) == {"images.crop"}
+    floats = [images.astype(np.float32) / 255 for images in (other, real)]
+    table = bridge(*floats, metrics=["fid"], value_range=(0, 1), **names)
+    assert choices(table, "fid", taming) == {"images.rounding"} and choices(table, "fid", clean) == set()
+
+
+def test_each_metric_is_reached_by_its_own_choices() -> None:
+    assert set(REACH) == {*BUILD, *PAIRED}
+    lines = {name: {"data": _flat(load_protocol(name).model_dump(mode="json", by_alias=True)), "acted": frozenset()}
+             for name in ("adm", "dgm-eval", "torch-fidelity", "clean-fid")}  # fmt: skip
+
+    def named(metric: str, protocol: str) -> set[str]:
+        return {choice.split(" ")[0] for choice in _choices(metric, lines["adm"], lines[protocol])}
+
+    judge = {"judge.network", "judge.resize", "judge.size"}
+    assert named("fid", "dgm-eval") == named("rfid", "dgm-eval") == {*judge, "judge.features"}
+    assert named("kid", "dgm-eval") == {*judge, "judge.features", "kid.seed"}
+    assert named("sfid", "dgm-eval") == {*judge, "judge.spatial"}
+    assert named("fid", "torch-fidelity") == set()  # no spatial layer, and precision's own judge: FID reads neither
+    assert named("precision", "torch-fidelity") == {
+        "judge.network", "judge.size", "judge.features", "precision_recall.reference_count",
+    }  # fmt: skip
+    assert named("psnr", "dgm-eval") == named("lpips", "clean-fid") == set()
 
 
 @pytest.fixture(scope="module")

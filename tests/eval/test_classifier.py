@@ -15,7 +15,7 @@ from helpers import copy_clone, snakemake, vqbench
 
 from vqbench.errors import MissingWeights, SpecError
 from vqbench.eval.judge_kinds import fitted_places
-from vqbench.eval.score_classifier import count_right
+from vqbench.eval.score_classifier import right_of
 from vqbench.eval.token_classifier import TokenClassifier, forward_flops
 from vqbench.papers import Bench
 from vqbench.specs import ClassifierSpec, TokenSpec, TrainingSpec, VitSpec
@@ -117,7 +117,7 @@ def test_it_is_listed_planned_and_refused_with_the_mend(clone: Path) -> None:
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, (changes, done.stderr)
 
 
-def test_count_right_counts_codes_that_give_the_class_away() -> None:
+def test_top_one_counts_codes_that_give_the_class_away() -> None:
     """A network of one position, one block silenced, whose head reads the code itself."""
     torch.manual_seed(0)
     one = spec(side=1, layers=1, width=4, heads=1)
@@ -128,7 +128,7 @@ def test_count_right_counts_codes_that_give_the_class_away() -> None:
     with torch.no_grad():
         given = model(codes.lookup(torch.from_numpy(ids))).argmax(1).numpy()
     labels = np.where(np.arange(50) < 31, given, (given + 1) % 5)
-    assert count_right(model, codes, ids.astype(np.int32), labels, batch=7) == 31
+    assert right_of(model, codes, ids.astype(np.int32), labels, batch=7) == 31
 
 
 def mae_state(width: int, layers: int, side: int, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from vqbench.artifacts import read_json
 from vqbench.data import open_images
-from vqbench.errors import DataError, SpecError
+from vqbench.errors import ArtifactError, DataError, SpecError
 from vqbench.eval import plots_tasks, score_pairs
 from vqbench.eval.figure_inputs import figure_keys
 from vqbench.eval.protocols import FOLDER
@@ -62,6 +62,17 @@ def test_a_row_of_samples_shows_its_tokenizers_scores(bench: Bench, tmp_path: Pa
     assert float(row["rFID measured [demo-judge]"]) == pytest.approx(metrics["rfid[demo-judge]"]["value"], abs=0.01)
     fid = read_json(own)["metrics"]["fid[demo-judge]"]["value"]
     assert float(row["FID measured [demo-judge]"]) == pytest.approx(fid, abs=0.01) and row["status"] == "measured"
+
+
+def test_a_column_under_a_protocol_refuses_the_scores_of_another(bench: Bench, tmp_path: Path) -> None:
+    finish_scores(bench, tmp_path)
+    shipped = yaml.safe_load((FOLDER / "vqgan-lc-code.yaml").read_text())
+    changed = shipped | {"batch": shipped["batch"] + 1}
+    for name, protocol in (("psnr[vqgan-lc-code]", changed), ("psnr", bench.protocol)):
+        finish(bench, PAIRS, tmp_path, {"scores.json": scores_json({name: (21.5, "dB")}, protocol)})
+        named = rf"'L' PSNR was scored under protocol {protocol['name']} [0-9a-f]{{12}}, its column names vqgan-lc-code"
+        with pytest.raises(ArtifactError, match=named):
+            build_table(bench, bench.tables["cq/8"], tmp_path, paper=bench)
 
 
 def test_an_unknown_protocol_is_refused_with_the_nearest(bench: Bench) -> None:

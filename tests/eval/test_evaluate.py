@@ -14,8 +14,9 @@ from torch import nn
 from vqbench.cli import main
 from vqbench.errors import ArtifactError, DataError, MissingWeights, SpecError
 from vqbench.eval.base import Batch
-from vqbench.eval.evaluate import evaluate
+from vqbench.eval.evaluate import evaluate, make_request, score
 from vqbench.eval.evaluator import Evaluator
+from vqbench.eval.extras import Extras
 from vqbench.eval.make_statistics import statistics
 from vqbench.eval.protocols import Distance, Protocol, load_protocol
 from vqbench.eval.psnr import Psnr
@@ -133,6 +134,25 @@ def test_uncropped_references_of_mixed_sizes_are_saved_and_said(
                    weights=weights, images=True)  # fmt: skip
 
 
+def test_originals_are_cropped_with_a_warning_and_never_enlarged(real: np.ndarray, tmp_path: Path) -> None:
+    report = evaluate(noisy(real[:, :16, :16]), real, protocol="adm", metrics=["psnr"], pairs=True)
+    assert any("originals were cropped from 32x32 to 16x16 (adm)" in warning for warning in report["warnings"])
+    small = write(tmp_path / "b", real[:, :16, :16])
+    for engine in ("vqbench", "reference"):
+        with pytest.raises(DataError, match=r"original .*00000\.png is 16x16, smaller than the image of 32x32.*; give"):
+            evaluate(real, small, protocol="adm", metrics=["psnr"], pairs=True, engine=engine)  # type: ignore[arg-type]
+
+
+def test_a_reference_that_was_enlarged_is_said_of_images_and_of_statistics(
+    real: np.ndarray, other: np.ndarray, weights: dict[str, Any], tmp_path: Path
+) -> None:
+    small = np.ascontiguousarray(real[:, :24, :24])
+    statistics(small, tmp_path / "ref.npz", protocol="demo", weights=weights, resolution=32)
+    for reference in (small, tmp_path / "ref.npz"):
+        report = evaluate(other, reference, protocol="demo", metrics=["fid"], weights=weights)
+        assert any("48 reference images are smaller" in warning for warning in report["warnings"])
+
+
 def test_statistics_with_images_open_in_adms_evaluator(
     real: np.ndarray, weights: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -175,6 +195,15 @@ def test_statistics_of_another_judge_are_refused(
         ({"metrics": ["usage"]}, "--ids"),
         ({"metrics": ["sfid"]}, "defines no 'sfid'"),
         ({"judge": "resnet"}, "resnet"),
+        ({"engine": "xyz"}, "unknown engine 'xyz'; known: reference, vqbench"),
+        ({"device": "foo"}, "unknown device 'foo'"),
+        ({"device": "meta"}, "on cpu or cuda, not on 'meta'"),
+        ({"device": f"cuda:{torch.cuda.device_count()}"}, r"is not here, torch sees \d+ GPUs; give --device cpu"),
+        ({"ids": np.zeros((40, 4, 1)), "num_codes": 4}, r"ids are float64 \(40, 4, 1\); give integers"),
+        ({"ids": [[[0]]] * 40, "num_codes": 4}, "ids are a list; give an integer array"),
+        ({"ids": np.array(3), "num_codes": 4}, r"ids are int64 \(\); give integers"),
+        ({"ids": np.zeros((40, 4), int), "num_codes": 4}, r"of one code a position: ids\[\.\.\., None\]"),
+        ({"ids": np.zeros((40, 4, 1), int), "num_codes": -4}, "codebook of -4 codes; --num-codes is a whole number"),
         ({"weights": {"inceptionv3": "x.pth"}}, "unknown kind of network 'inceptionv3'; did you mean 'inception-v3'"),
     ],
 )
@@ -217,6 +246,69 @@ def test_a_protocols_metric_that_the_set_is_too_small_for_is_left_out_with_a_war
     assert set(report["metrics"]) == {f"fid{SUFFIX}"} and any("Kid is left out" in w for w in report["warnings"])
     with pytest.raises(SpecError):
         evaluate(other[:15], real, protocol=protocol, weights=weights, metrics=["kid"])
+
+
+def test_a_report_of_nothing_is_an_error(
+    real: np.ndarray, other: np.ndarray, protocol: Protocol, weights: dict[str, Any], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    np.save(tmp_path / "a.npy", other)
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            [
+                "evaluate",
+                "--generated",
+                str(tmp_path / "a.npy"),
+                "--protocol",
+                "taming",
+                "--out",
+                str(tmp_path / "x.json"),
+            ]
+        )
+    assert stopped.value.code == 2 and not (tmp_path / "x.json").exists()
+    assert "protocol 'taming' has nothing to compute; give --reference or --metrics" in capsys.readouterr().err
+    kid = protocol.model_copy(update={"metrics": ("kid",)})
+    with pytest.raises(SpecError, match="nothing could be computed: Kid is left out: KID draws subsets of 20 images"):
+        evaluate(other[:15], real, protocol=kid, weights=weights)
+
+
+def test_a_dictionary_is_no_set_of_images(real: np.ndarray, protocol: Protocol, weights: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="dict is no set of images"):
+        evaluate({"a": real}, real, protocol=protocol, weights=weights)  # type: ignore[arg-type]
+
+
+def test_statistics_are_refused_before_anything_is_read(
+    real: np.ndarray, weights: dict[str, Any], tmp_path: Path
+) -> None:
+    for resolution in (-5, 0):
+        with pytest.raises(SpecError, match=f"--resolution {resolution}: a side in pixels"):
+            statistics(tmp_path / "none", tmp_path / "x.npz", resolution=resolution)
+    for name in ("x", "x.npy", "x.json"):
+        with pytest.raises(SpecError, match=r"one file that ends in \.npz, e\.g\. x\.npz"):
+            statistics(tmp_path / "none", tmp_path / name)
+    (tmp_path / "file").touch()
+    with pytest.raises(SpecError, match="its folder cannot be made"):
+        statistics(tmp_path / "none", tmp_path / "file" / "x.npz")
+    statistics(real, tmp_path / "a" / "b" / "x.npz", protocol="demo", weights=weights, images=True)
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["x.npz"]
+
+
+@pytest.mark.parametrize("side", [8, 16, 30])
+def test_images_too_small_for_lpips_cost_its_line_alone(side: int, real: np.ndarray, alexnet_file: Path) -> None:
+    small, files = np.ascontiguousarray(real[:, :side, :side]), {"lpips-alexnet": alexnet_file}
+    shipped = load_protocol("adm").model_copy(update={"lpips": Distance(network="lpips-alexnet", suffix="[alexnet]")})
+    protocol = shipped.model_copy(update={"metrics": ("psnr", "lpips")})
+    for engine in ("vqbench", "reference"):
+        with pytest.raises(
+            SpecError, match=f"needs images of 31x31 or more, these are {side}x{side}; leave 'lpips' out"
+        ):
+            evaluate(
+                noisy(small), small, protocol=protocol, metrics=["lpips"], pairs=True, weights=files, engine=engine
+            )  # type: ignore[arg-type]
+    request = make_request(protocol, None, True, None, files, "cpu", True, None)
+    request.names.remove("rfid")
+    report = score(request, noisy(small), small, Extras([], None, None))
+    assert list(report["metrics"]) == ["psnr"] and any("Lpips is left out" in w for w in report["warnings"])
 
 
 def test_shards_merge_to_the_bits_of_one_pass(real: np.ndarray, protocol: Protocol) -> None:

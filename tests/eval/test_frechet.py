@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -98,6 +99,16 @@ def test_closed_forms() -> None:
     assert frechet_distance(gaussian_of(x), scaled) == pytest.approx(expected, rel=1e-9)
     moved = Gaussian(gaussian_of(x).mu + 0.5, gaussian_of(x).sigma, len(x))
     assert frechet_distance(gaussian_of(x), moved) == pytest.approx(16 * 0.25, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "d"), [(30, 64), (64, 65), (65, 64), (100, 64), (128, 64), (300, 64), (700, 600)])
+@pytest.mark.parametrize("reference", [pooled, moments])
+def test_fid_of_identical_sets_is_0(n: int, d: int, reference: Callable[[np.ndarray], FeatureSet]) -> None:
+    """Fewer images than dimensions, up to twice as many, and more: each goes another way through Subsets."""
+    rows = np.maximum(draw(4, n, d, shift=0.4), 0)  # as pooled features are
+    whole = reference(rows)
+    assert abs(Fid().compute(pooled(rows), whole)["fid"].value) < 1e-9
+    assert Fid().compute(pooled(rows), pooled(rows[:-1]))["fid"].value > 1e-6
 
 
 @settings(max_examples=40, deadline=None)
@@ -236,6 +247,13 @@ def test_fid_infinity_takes_the_bias_away() -> None:
         found.append(FidInfinity(INFINITY).compute(generated, reference)["fid_infinity"].value)
     assert abs(np.mean(found)) < 0.2 * np.mean(biased)
     assert np.mean(biased) > 0
+
+
+def test_fid_infinity_of_identical_sets_is_that_of_the_fit() -> None:
+    """As docs/evaluation.md says: subsets differ from the whole set, so the line does not go through 0."""
+    rows = draw(3, 400, 8)
+    found = FidInfinity(INFINITY).compute(pooled(rows), pooled(rows))["fid_infinity"].value
+    assert 0 < abs(found) < FidInfinity(INFINITY).compute(pooled(rows), pooled(rows + 1))["fid_infinity"].value / 20
 
 
 def test_fid_infinity_needs_images() -> None:

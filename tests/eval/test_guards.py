@@ -133,6 +133,15 @@ def test_sorted_classes_are_seen_by_the_judge_where_nobody_names_them() -> None:
     assert Guards(ADM, ["is"]).warnings(source, None, seen) == []  # shuffled
 
 
+def test_a_small_last_part_of_the_inception_score_is_said() -> None:
+    (found,) = watch(opened(many(5001)), None, ("is",))
+    assert found == "is: the last part of 1 images pulls the score towards 1; give a multiple of 5,000 images"
+    assert watch(opened(many(4999)), None, ("is",)) == watch(opened(many(5001)), None, ("kid",)) == []
+    assert (
+        watch(opened(many(5001)), None, ("is",), load_protocol("torch-fidelity")) == []
+    )  # ten parts, as even as can be
+
+
 def test_shuffled_labels_are_no_warning(tmp_path: Path) -> None:
     for labels, expected in ((np.arange(12) % 3, 0), (np.sort(np.arange(12) % 3), 1), (np.zeros(12, int), 0)):
         np.savez(tmp_path / "a.npz", some(), labels)
@@ -157,6 +166,43 @@ def test_jpeg_files_are_counted_on_either_side(tmp_path: Path) -> None:
     assert found.startswith("12 of 12 reference images are JPEG files")
     large = write(tmp_path / "large", some(size=20), ".jpg")
     assert watch(opened(clean), opened(large, crop_to=(6, 6)), ("is",)) == []  # resampled: what the protocols do
+
+
+def test_references_that_were_enlarged_are_counted(tmp_path: Path) -> None:
+    folder = write(write(tmp_path, some(3, 1, 4)), some(4, 2, 9), start=3)
+    source, reference = opened(some()), opened(folder, crop_to=(6, 6))
+    (found,) = watch(source, reference, ("is",))
+    assert found.startswith("3 reference images are smaller than the generated ones and were enlarged")
+    assert reference.converted == {"enlarged to 6x6 (adm)": 3, "cropped to 6x6 (adm)": 4}
+    assert watch(source, saved(12, converted=dict(reference.converted)), ("is",)) == [found]
+    assert watch(source, opened(some(5, 3, 9), crop_to=(6, 6)), ("is",)) == []
+
+
+def test_originals_that_were_cropped_are_said(tmp_path: Path) -> None:
+    def of_pairs(other: Any) -> list[str]:
+        source, originals = opened(some()), opened(other, crop_to=(6, 6), enlarge=False)
+        for side in (source, originals):
+            for _ in side.batches(5):
+                pass
+        return Guards(ADM, ["psnr"], pairs=True).warnings(source, originals)
+
+    assert of_pairs(some(seed=1)) == []
+    (found,) = of_pairs(some(seed=1, size=9))
+    assert found.startswith("12 originals were cropped from 9x9 to 6x6 (adm)")
+    (found,) = of_pairs(write(write(tmp_path, some(3, 1, 8)), some(9, 2, 9), start=3))
+    assert "from 2 sizes, e.g. 8x8, to 6x6 (adm)" in found
+
+
+def test_a_jpeg_of_several_pictures_is_a_jpeg(tmp_path: Path) -> None:
+    first, second, *rest = (Image.fromarray(image) for image in some())
+    first.save(tmp_path / "0.jpg", "MPO", save_all=True, append_images=[second])
+    for i, image in enumerate(rest):
+        image.save(tmp_path / f"1{i}.jpg")
+    with Image.open(tmp_path / "0.jpg") as image:
+        assert image.format == "MPO"
+    source = opened(tmp_path)
+    (found,) = watch(source, None, ("is",))
+    assert source.formats == {"jpeg": 11} and found.startswith("11 of 11 generated images are JPEG files")
 
 
 def test_mixed_formats_are_counted(tmp_path: Path) -> None:

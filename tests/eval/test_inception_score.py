@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from vqbench.errors import ArtifactError, SpecError
 from vqbench.eval.base import Estimate
 from vqbench.eval.inception_score import InceptionScore
+from vqbench.eval.intervals import groups_of, jackknife, student
 from vqbench.eval.protocols import Splits
 
 from .sets import logits_of, pooled
@@ -78,8 +80,46 @@ def test_its_interval_is_over_the_splits() -> None:
     found = score(rows, protocol(shuffle=False))
     half = stats.t.ppf(0.975, 3) * np.std(splits, ddof=1) / 2
     assert found == pytest.approx((np.mean(splits), np.mean(splits) - half, np.mean(splits) + half, 40), rel=1e-12)
-    one = score(rows, protocol(splits=1))
-    assert one.value > 1 and math.isnan(one.low) and math.isnan(one.high)
+
+
+@pytest.mark.parametrize("count", [7, 19, 20, 40, 41, 59])
+def test_few_or_uneven_parts_have_a_jackknife_over_images(count: int) -> None:
+    """Written out: every group is left out of its own part, ADM's cuts stay."""
+    rows, rules = logits(5, count, 6), Splits(split_size=20, shuffle=True, seed=3)
+    order, cuts = np.random.RandomState(3).permutation(count), rules.cuts(count)
+    parts = [order[a:b] for a, b in itertools.pairwise(cuts)]
+    found = score(rows, rules)
+    if count < 20:
+        assert found.value > 1 and math.isnan(found.low) and math.isnan(found.high)
+        return
+
+    def mean(left: np.ndarray) -> float:
+        kept = [rows[part[np.isin(part, left)]] for part in parts]
+        return float(np.mean([score(x, protocol(False, 1)).value if len(x) else 1.0 for x in kept]))
+
+    groups = groups_of(np.arange(count))
+    without = [mean(np.flatnonzero(groups != group)) for group in range(10)]
+    low, high = jackknife(mean(np.arange(count)), without)
+    assert found == pytest.approx((mean(np.arange(count)), max(1.0, low), high, count), rel=1e-10)
+
+
+def test_three_whole_parts_have_students_t_and_a_rest_does_not() -> None:
+    rules = Splits(split_size=20, shuffle=False, seed=0)
+    assert [rules.whole(n) for n in (5, 20, 40, 60, 61, 80)] == [1, 1, 2, 3, 0, 4]
+    rows = logits(6, 61, 6)
+    splits = [score(rows[i : i + 20], protocol(splits=1)).value for i in range(0, 60, 20)]
+    assert score(rows[:60], rules)[1:3] == pytest.approx(student(splits), rel=1e-12)
+    found = score(rows, rules)  # an image alone scores 1: Student's t would span the scale
+    assert found.value == pytest.approx(np.mean([*splits, 1.0]), rel=1e-12)
+    assert found.high - found.low < np.diff(student([*splits, 1.0]))[0] / 2
+
+
+def test_no_interval_goes_below_1() -> None:
+    rows = np.zeros((30, 6), np.float32)
+    rows[25:, 0] = 20  # the last part alone holds two kinds of image
+    scores = [1.0, 1.0, score(rows[20:], protocol(False, 1)).value]
+    assert student(scores)[0] < 1
+    assert score(rows, protocol(False, 3))[1:3] == (1.0, pytest.approx(student(scores)[1]))
 
 
 def test_parts_of_so_many_images_are_adms() -> None:

@@ -81,6 +81,14 @@ def test_samples_of_one_distribution_are_near_0() -> None:
     assert close.low < 0 < close.high and far.low > 0 and abs(close.value) < far.value / 20
 
 
+def test_a_set_against_itself_is_near_0_on_either_side() -> None:
+    """As docs/evaluation.md says: two different subsets of it are compared."""
+    rows = [draw(seed, 200, 8) for seed in range(8)]
+    values = [kid(x, x, kernel(subsets=20, subset_size=100)).value for x in rows]
+    far = kid(rows[0], draw(1, 200, 8, 1.0), kernel(subsets=20, subset_size=100)).value
+    assert 0 < max(abs(value) for value in values) < far / 20 and min(values) < 0
+
+
 def test_sets_smaller_than_a_subset() -> None:
     for n, m in ((29, 40), (40, 29)):
         with pytest.raises(SpecError, match="subsets of 30 images"):

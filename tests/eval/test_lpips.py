@@ -14,11 +14,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from vqbench.errors import ArtifactError, MissingWeights
-from vqbench.eval.perceptual import Lpips, classifier_lpips, open_lpips
+from vqbench.eval.perceptual import Lpips, classifier_lpips, open_lpips, smallest_side
 
 from .pair_sets import LPIPS_WARNINGS, batch, pairs, tensors, value
 
 pytestmark = LPIPS_WARNINGS
+
+
+@pytest.mark.parametrize(("net", "side"), [("alex", 31), ("vgg", 16)])
+def test_the_least_side_is_where_the_library_still_answers(net: str, side: int) -> None:
+    network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval()
+    assert smallest_side(network.net) == side
+    assert network(torch.zeros(1, 3, side, side), torch.ones(1, 3, side, side)).isfinite().all()
+    with pytest.raises(RuntimeError):
+        network(torch.zeros(1, 3, side - 1, side), torch.ones(1, 3, side - 1, side))
 
 
 def library(network: nn.Module, a: np.ndarray, b: np.ndarray) -> np.ndarray:

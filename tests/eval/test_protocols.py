@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -260,3 +261,14 @@ def test_unknown_protocol_names_the_nearest() -> None:
 def test_tables_can_name_metrics_without_torch() -> None:
     code = "import sys, vqbench.eval.protocols; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_guide_to_linear_probing_holds() -> None:
+    """docs/evaluation.md: every shipped protocol has one recipe, and the block shown for another one is a recipe."""
+    recipe = load_protocol("adm").probe
+    assert all(load_protocol(name).probe == recipe for name in NAMES if name != "demo")
+    assert (recipe.pooling, recipe.optimizer, recipe.lr, recipe.epochs) == ("mean", "adamw", 1e-4, 10)
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    (block,) = re.findall(r"```yaml\n(probe:.*?)```", text, re.DOTALL)
+    shown = load_protocol("adm").model_dump(by_alias=True) | yaml.safe_load(block)
+    assert (read_protocol(shown).probe.pooling, read_protocol(shown).probe.optimizer) == ("flat", "lbfgs")

@@ -182,6 +182,18 @@ def test_another_judge_is_refused_with_the_mend(path: Path) -> None:
         open_statistics(path, {"judge_digest": "d" * 64})
 
 
+def test_statistics_that_do_not_say_what_they_must_are_refused(path: Path) -> None:
+    for meta in ({}, {"rows_digest": "b" * 64}):
+        save_statistics(path, filled({}), meta)
+        with pytest.raises(
+            ArtifactError, match=r"ref\.npz does not say its judge_digest.*make it again: vqbench statistics"
+        ):
+            open_statistics(path, {"judge_digest": "a" * 64, "rows_digest": "b" * 64})
+    save_statistics(path, filled({}), META)
+    with pytest.raises(ArtifactError, match="does not say its rows_digest"):
+        open_statistics(path, {"judge_digest": "a" * 64, "rows_digest": "b" * 64})
+
+
 MU, SIGMA = np.zeros(3), np.eye(3)
 SKEWED = SIGMA + np.triu(np.full((3, 3), 0.1), 1)
 ROWS = np.zeros((2, 3), np.float32)
