@@ -57,6 +57,14 @@ def test_the_size_is_xl_s(family: Any) -> None:
     assert count == sum(p.numel() for p in model.parameters())
 
 
+@FAMILIES
+def test_a_pass_costs_what_dit_s_paper_prints(family: Any) -> None:
+    """DiT-XL/2 on latents of 32 x 32 x 4: 118.6 Gflops, a multiplication and an addition as one (Peebles and Xie, Table 4)."""
+    with torch.device("meta"):
+        model = build_generator(make_spec(family, grid=32, dim=4, classes=1000))
+    assert model.forward_flops() == pytest.approx(2 * 118.6e9, rel=0.005)
+
+
 def reference_of(network: DiT, outputs: int) -> DiTTransformer2DModel:
     """diffusers' DiT with the weights of ours."""
     other = DiTTransformer2DModel(
