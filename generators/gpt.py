@@ -129,7 +129,11 @@ class GPT(Generator):
                 x = self.classes(both) if n == 0 else self.codes(ids[:, -1].repeat(passes))  # (2B, D)
                 features = self.transformer((x + self.positions[n])[:, None], cache)[:, -1]
             logits = guide(self.logits(features).float().view(passes, len(ids), -1), sampler["guidance"])  # (B, K)
-            chosen, _ = draw(keep_likely(logits, top_k, sampler["top_p"]), sampler["temperature"], rng)
+            # the temperature first: top_p is a share of what is drawn from (FoundationVision/LlamaGen:autoregressive/models/
+            # generate.py, sample; zh460045050/VQGAN-LC:vqgan-gpt-lc/models/models_gpt.py)
+            heat = sampler["temperature"]
+            likely = keep_likely(logits / (heat or 1.0), top_k, sampler["top_p"])
+            chosen, _ = draw(likely, 1.0 if heat else 0.0, rng)
             ids = torch.cat([ids, chosen[:, None]], dim=1)
         return ids[..., None]
 
