@@ -147,6 +147,10 @@ class GPT(Generator):
         """Every parameter once at each id."""
         return 2.0 * sum(self.parameter_counts().values()) * self.num_tokens
 
+    def steps(self, sampler: dict[str, Any]) -> int:
+        """One an id."""
+        return self.num_tokens
+
     def passes(self, sampler: dict[str, Any]) -> float:
         """One in all with the cache; without it each id costs all before it again."""
         return 1.0 if sampler["cached"] else (self.num_tokens + 1) / 2

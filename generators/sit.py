@@ -127,6 +127,10 @@ class FlowTransformer(Generator):
         """Counted: see :func:`flops_of`."""
         return flops_of(self.network, self.channels, self.side, self.network.positions.device)
 
+    def steps(self, sampler: dict[str, Any]) -> int | str:
+        """Of the SDE; the ODE's solver chooses its own by the tolerances."""
+        return super().steps(sampler) if sampler["method"] == "sde" else "adaptive"
+
     def passes(self, sampler: dict[str, Any]) -> float:
         """One a step of the SDE. The ODE's solver chooses; a hundred is ours."""
         return float(sampler["steps"]) if sampler["method"] == "sde" else 100.0

@@ -226,6 +226,12 @@ def test_the_ode_is_scipys() -> None:
     np.testing.assert_allclose(found.numpy().ravel(), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_the_solver_of_the_ode_chooses_its_steps() -> None:
+    model = small_model(sit)
+    assert model.steps(sit.SAMPLER) == "adaptive" and model.steps({**sit.SAMPLER, "method": "sde"}) == 250
+    assert small_model(dit).steps(dit.SAMPLER) == 250
+
+
 def test_the_sde_ends_in_the_data_s_distribution() -> None:
     """One Gaussian, whose velocity is known exactly: v = E[x - e | x_t]. Both samplers must end in it."""
     mean, deviation, count = 1.5, 0.5, 20_000
