@@ -248,6 +248,35 @@ def test_the_sde_ends_in_the_data_s_distribution() -> None:
     )
 
 
+def test_the_sde_is_sit_s_general_one() -> None:
+    """willisma/SiT:transport, written out: its drift (velocity + diffusion x score), its score from the velocity and the
+    path's coefficients, Euler-Maruyama steps in integrators.py and a last mean step; the same noise, random weights."""
+    model, labels, steps, last = small_model(sit), torch.tensor([0, 2]), 25, 0.04
+    sampler = {**sit.SAMPLER, "method": "sde", "steps": steps, "last_step": last, "guidance": 2.0}
+    found = model.sample(labels, torch_rng(1), sampler)
+    network, rng = guided(model.network, labels, 3, sampler, 3), torch_rng(1)
+    x = torch.randn(2, 3, 4, 4, generator=rng).double()
+
+    def drift(x: Tensor, t: Tensor) -> Tensor:
+        with torch.no_grad():
+            velocity = network(x.float(), t.float()).double()
+        signal, d_signal, sigma, d_sigma = t, torch.ones(()), 1 - t, -torch.ones(())  # path.py, ICPlan
+        ratio = signal / d_signal
+        score = (ratio * velocity - x) / (sigma**2 - ratio * d_sigma * sigma)  # get_score_from_velocity
+        return velocity + diffusion(t) * score
+
+    def diffusion(t: Tensor) -> Tensor:
+        return 1 - t  # compute_diffusion, form "sigma"
+
+    times = torch.linspace(0, 1 - last, steps, dtype=torch.float64)
+    gap = times[1] - times[0]
+    for t in times[:-1]:
+        noise = torch.randn(x.shape, generator=rng)
+        x = x + drift(x, t) * gap + (2 * diffusion(t)).sqrt() * noise * gap.sqrt()
+    x = x + drift(x, times[-1]) * last
+    assert (found - x).abs().max() < 1e-5 * x.abs().max()
+
+
 @FAMILIES
 def test_samples_follow_the_rng_and_have_the_encoders_scale(family: Any) -> None:
     model, labels = small_model(family), torch.tensor([0, 1, 2])
