@@ -22,8 +22,8 @@ from vqbench.generators.networks.parallel_decoding import draw, guide
 from vqbench.specs import GeneratorSpec
 from vqbench.switches import at_least_fp32
 
-# VQGAN-LC Sec. 4.1. token_keep: zh460045050/VQGAN-LC trains with 0.8 (CompVis/taming-transformers:
-# taming/models/cond_transformer.py, pkeep). dropout: ours, the paper and VQGAN's ImageNet config name none.
+# VQGAN-LC Sec. 4.1. token_keep: zh460045050/VQGAN-LC:vqgan-gpt-lc/training_gpt.py trains with 0.8 (--pkeep, as
+# CompVis/taming-transformers:taming/models/cond_transformer.py). dropout: ours, the paper and VQGAN's ImageNet config name none.
 OPTIONS = {"layers": 24, "width": 1024, "heads": 16, "mlp_ratio": 4, "dropout": 0.0, "token_keep": 0.8,
            "tie_vocabulary": True}  # fmt: skip
 
