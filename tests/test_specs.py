@@ -126,7 +126,9 @@ def test_guidance_needs_a_generator_that_has_seen_no_class(workflow: Path) -> No
         data["samples"]["guided"] = {"generator": "mine", **wanted}
 
     wanted: dict[str, Any] = {}
-    with pytest.raises(SpecError, match=r"samples 'guided': guidance is 1.5, and 'mine' was never trained without a class"):
+    with pytest.raises(
+        SpecError, match=r"samples 'guided': guidance is 1.5, and 'mine' was never trained without a class"
+    ):
         edited(workflow, edit)  # the scale's guidance is what would run
     with pytest.raises(SpecError, match=r"guidance is 3.0, and 'mine' .*class_drop 0.*set guidance: 1.0, or train it"):
         edited(workflow, edit, scale="paper")

@@ -40,7 +40,12 @@ def job_of(family: Any, store: Path, shape: tuple[int, ...], codes: int = 16) ->
         (gpt, (9, 1), 32, r"knows 16 codes and \(9, 1\) an image, tokens/t/d/train have 32 codes and \(9, 1\)"),
         (gpt, (9, 2), 16, r"tokens/t/d/train have 16 codes and \(9, 2\)"),
         (gpt, (16, 1), 16, r"tokens/t/d/train have 16 codes and \(16, 1\)"),
-        (dit, (5, 4, 4), 16, r"knows 16 codes and \(5, 3, 3\) an image, latents/t/d/train have 16 codes and \(5, 4, 4\)"),
+        (
+            dit,
+            (5, 4, 4),
+            16,
+            r"knows 16 codes and \(5, 3, 3\) an image, latents/t/d/train have 16 codes and \(5, 4, 4\)",
+        ),
     ],
 )
 def test_tokens_of_another_codebook_are_refused(
