@@ -1,6 +1,7 @@
 """Figure kind ``nearest-replacement``: each token replaced by its M-th nearest code (VQGAN-LC, Fig. 5).
 
-Nearest is Euclidean, from the token's own code, which is the first (ours: the paper does not say from where).
+Nearest is as the tokenizer searches, by Euclidean distance or by cosine, from the token's own code, which is the first
+(ours: the paper does not say from where).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from vqbench.tokenizers.base import Tokenizer
 
 RANKS = (1, 50, 100, 1000)  # M, as printed
-IMAGES = 64  # behind a PSNR, evenly spread over the validation images
+IMAGES = 64  # ours, behind a PSNR, evenly spread over the validation images; Sec. B: images of 100 random categories
 SHOWN = 2
 CODES_AT_ONCE, IMAGES_AT_ONCE = 256, 8
 PLOT = 2.3  # inches
@@ -65,7 +66,7 @@ def open_replaced(bench: Bench, figure: Figure, base: Path) -> Replaced:
         tokens = finished(bench, ("tokens", f"{run}/{datasets[0]}/validation"), base)
         ids = np.load(tokens.file("ids.npy"), mmap_mode="r")[chosen]
         model = open_tokenizer(bench.tokenizers[run], finished(bench, ("tokenizer", run), base), device())
-        made = [decoded(model, one) for one in replaced(ids, model.quantizer.codebook(), found.ranks)]
+        made = [decoded(model, one) for one in replaced(ids, model.quantizer.compared(), found.ranks)]
         found.psnr[run] = [decibel(bench, found.originals, one) for one in made]
         found.pictures[run] = [one[:SHOWN] for one in made]
     return found
@@ -83,7 +84,7 @@ def ranks_of(bench: Bench, runs: list[str]) -> list[int]:
 
 
 def replaced(ids: np.ndarray, codebook: Tensor, ranks: list[int]) -> list[np.ndarray]:
-    """For each M, ids (n, N, Q) with each id's M-th nearest code of (K, d) in its place."""
+    """For each M, ids (n, N, Q) with each id's M-th nearest code of (K, d), as they are compared, in its place."""
     import numpy as np
     import torch
 

@@ -15,6 +15,8 @@ from vqbench.papers import Bench, Figure, Key
 COLUMNS = 3
 # kind of run -> metric of its task, and what the metric is called
 METRICS = {"tokenizer": ("rfid", "rFID"), "classifier": ("top1", "top-1 (%)"), "samples": ("fid", "FID")}
+# families of generators as the papers write them; a new one stands as its file is called
+NAMES = {"gpt": "GPT", "ldm": "LDM", "dit": "DiT", "sit": "SiT", "maskgit": "MaskGIT"}
 
 
 class Bar(NamedTuple):
@@ -47,7 +49,8 @@ def open_tasks(bench: Bench, figure: Figure, base: Path) -> dict[str, list[Bar]]
 def task_of(bench: Bench, run: Key) -> str:
     """What a run does with the tokens, for people."""
     if run[0] == "samples":
-        return f"generation, {bench.generators[bench.samples[run[1]].generator].family.upper()}"
+        family = bench.generators[bench.samples[run[1]].generator].family
+        return f"generation, {NAMES.get(family, family)}"
     return {"tokenizer": "reconstruction", "classifier": "classification"}[run[0]]
 
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.artifacts import read_tensors
+from vqbench.errors import SpecError
 from vqbench.rooms import build
-from vqbench.specs import GeneratorSpec
+from vqbench.specs import GeneratorSpec, TokenSpec
 
 if TYPE_CHECKING:
     from vqbench.jobs import Finished
@@ -49,9 +50,37 @@ class Generator(nn.Module):
     def forward_flops(self) -> float:
         """Floating-point operations of one pass for one image; called on the meta device."""
 
+    def steps(self, sampler: dict[str, Any]) -> int | str:
+        """Runs of the network for a sample, guidance not counted; ``adaptive`` where a solver chooses them."""
+        return int(sampler["steps"])
+
     @abstractmethod
     def passes(self, sampler: dict[str, Any]) -> float:
         """Passes that a sample takes, guidance not counted: what `vqbench plan` multiplies with."""
+
+
+def check_vocabulary(spec: GeneratorSpec, codes: int, shape: tuple[int, ...], whose: str) -> None:
+    """Refuse tokens that are not those of the generator's spec.
+
+    Args:
+        codes: K of the tokens.
+        shape: of one image's tokens: (N, Q), or (C, h, w) of latents.
+        whose: names them in the message.
+
+    Raises:
+        SpecError: a generator is asked for a codebook that its vocabulary does not match.
+    """
+    if (codes, shape) != (spec.tokens.num_codes, wanted := shape_of(spec, spec.tokens)):
+        raise SpecError(
+            f"the generator of tokenizer '{spec.tokenizer}' is asked for a codebook that its vocabulary does not match: it "
+            f"knows {spec.tokens.num_codes} codes and {wanted} an image, {whose} have {codes} codes and {shape}; use the "
+            "tokens it was declared for, or train it on these"
+        )
+
+
+def shape_of(spec: GeneratorSpec, tokens: TokenSpec) -> tuple[int, ...]:
+    """What a generator's family reads of one image: (N, Q), or (C, h, w)."""
+    return tokens.latent_shape if spec.reads == "latents" else (tokens.num_tokens, tokens.num_slots)
 
 
 def build_generator(spec: GeneratorSpec) -> Generator:

@@ -17,6 +17,7 @@ from torch import Tensor
 from vqbench.errors import SpecError
 from vqbench.generators.base import Generator
 from vqbench.generators.networks.dit import DiT
+from vqbench.generators.networks.flops import flops_of
 from vqbench.generators.networks.guided import check_guidance, guided
 from vqbench.generators.networks.noising import noise_of, noised, sampler_of, variational_bound
 from vqbench.generators.networks.scale import Scale
@@ -119,8 +120,8 @@ class DiffusionTransformer(Generator):
         return {"blocks": sum(p.numel() for p in self.parameters()), "vocabulary": 0}
 
     def forward_flops(self) -> float:
-        """Every parameter once at each patch."""
-        return 2.0 * self.parameter_counts()["blocks"] * (self.side // self.network.patch) ** 2
+        """Counted: see :func:`flops_of`."""
+        return flops_of(self.network, self.channels, self.side, self.network.positions.device)
 
     def passes(self, sampler: dict[str, Any]) -> float:
         """One a step."""

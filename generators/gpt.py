@@ -22,8 +22,8 @@ from vqbench.generators.networks.parallel_decoding import draw, guide
 from vqbench.specs import GeneratorSpec
 from vqbench.switches import at_least_fp32
 
-# VQGAN-LC Sec. 4.1. token_keep: zh460045050/VQGAN-LC trains with 0.8 (CompVis/taming-transformers:
-# taming/models/cond_transformer.py, pkeep). dropout: ours, the paper and VQGAN's ImageNet config name none.
+# VQGAN-LC Sec. 4.1. token_keep: zh460045050/VQGAN-LC:vqgan-gpt-lc/training_gpt.py trains with 0.8 (--pkeep, as
+# CompVis/taming-transformers:taming/models/cond_transformer.py). dropout: ours, the paper and VQGAN's ImageNet config name none.
 OPTIONS = {"layers": 24, "width": 1024, "heads": 16, "mlp_ratio": 4, "dropout": 0.0, "token_keep": 0.8,
            "tie_vocabulary": True}  # fmt: skip
 
@@ -129,7 +129,11 @@ class GPT(Generator):
                 x = self.classes(both) if n == 0 else self.codes(ids[:, -1].repeat(passes))  # (2B, D)
                 features = self.transformer((x + self.positions[n])[:, None], cache)[:, -1]
             logits = guide(self.logits(features).float().view(passes, len(ids), -1), sampler["guidance"])  # (B, K)
-            chosen, _ = draw(keep_likely(logits, top_k, sampler["top_p"]), sampler["temperature"], rng)
+            # the temperature first: top_p is a share of what is drawn from (FoundationVision/LlamaGen:autoregressive/models/
+            # generate.py, sample; zh460045050/VQGAN-LC:vqgan-gpt-lc/models/models_gpt.py)
+            heat = sampler["temperature"]
+            likely = keep_likely(logits / (heat or 1.0), top_k, sampler["top_p"])
+            chosen, _ = draw(likely, 1.0 if heat else 0.0, rng)
             ids = torch.cat([ids, chosen[:, None]], dim=1)
         return ids[..., None]
 
@@ -142,6 +146,10 @@ class GPT(Generator):
     def forward_flops(self) -> float:
         """Every parameter once at each id."""
         return 2.0 * sum(self.parameter_counts().values()) * self.num_tokens
+
+    def steps(self, sampler: dict[str, Any]) -> int:
+        """One an id."""
+        return self.num_tokens
 
     def passes(self, sampler: dict[str, Any]) -> float:
         """One in all with the cache; without it each id costs all before it again."""

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vqbench.errors import SpecError
 from vqbench.generators.base import Generator
+from vqbench.generators.networks.flops import flops_of
 from vqbench.generators.networks.guided import check_guidance, guided
 from vqbench.generators.networks.noising import noise_of, noised, sampler_of
 from vqbench.generators.networks.scale import Scale
@@ -128,12 +128,8 @@ class LatentDiffusion(Generator):
         return {"blocks": sum(p.numel() for p in self.parameters()), "vocabulary": 0}
 
     def forward_flops(self) -> float:
-        """Counted: a level's parameters work at as many positions as its map has."""
-        with FlopCounterMode(display=False) as counter:
-            place = self.classes.weight.device
-            self.network(torch.empty(1, self.channels, self.side, self.side, device=place),
-                         torch.zeros(1, device=place), torch.zeros(1, dtype=torch.int64, device=place))  # fmt: skip
-        return float(counter.get_total_flops())
+        """Counted: see :func:`flops_of`."""
+        return flops_of(self.network, self.channels, self.side, self.classes.weight.device)
 
     def passes(self, sampler: dict[str, Any]) -> float:
         """One a step."""

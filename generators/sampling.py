@@ -23,7 +23,7 @@ from vqbench import distributed
 from vqbench.artifacts import describe, read_sealed, sealed, verify, write_atomic, write_json, write_npz
 from vqbench.data import to_uint8
 from vqbench.errors import ArtifactError, Diverged
-from vqbench.generators.base import Generator, build_generator, open_generator
+from vqbench.generators.base import Generator, build_generator, check_vocabulary, open_generator, shape_of
 from vqbench.jobs import Job
 from vqbench.notice import Notice
 from vqbench.progress import Progress
@@ -53,9 +53,10 @@ def run(job: Job) -> dict[str, Any]:
     (count, N, Q). Equal samples give equal bytes.
 
     Returns:
-        ``images``, ``steps`` (runs of the generator for one image) and ``parameters`` of the generator.
+        ``images``, ``steps`` (runs of the generator for one image, or that its solver chooses) and ``parameters``.
 
     Raises:
+        SpecError: the tokenizer's codes are not those that the generator has learned.
         Diverged: a block decoded to values that are not finite.
         ArtifactError: an input is missing or damaged, or the disk is full; finished blocks are kept.
     """
@@ -71,9 +72,9 @@ def run(job: Job) -> dict[str, Any]:
         shard.unlink()
     spec = job.bench.generators[job.spec.generator]
     with torch.device("meta"):
-        parameters = build_generator(spec).parameter_counts()
-    steps = job.spec.sampler.get("steps", spec.tokens.num_tokens)
-    return {"images": job.spec.count, "steps": steps, "parameters": parameters}
+        generator = build_generator(spec)
+    return {"images": job.spec.count, "steps": generator.steps(job.spec.sampler),
+            "parameters": generator.parameter_counts()}  # fmt: skip
 
 
 def num_blocks(spec: SampleSpec) -> int:
@@ -122,6 +123,8 @@ def open_models(job: Job) -> Models:
     generator = open_generator(spec, job.upstream("generator", job.spec.generator), str(place))
     tokenizer_spec = job.bench.tokenizers[spec.tokenizer]
     tokenizer = open_tokenizer(tokenizer_spec, job.upstream("tokenizer", spec.tokenizer), str(place))
+    codes = tokenizer.tokens
+    check_vocabulary(spec, codes.num_codes, shape_of(spec, codes), f"tokenizer/{spec.tokenizer}'s tokens")
     return Models(generator, tokenizer, place)
 
 

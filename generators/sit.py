@@ -17,6 +17,7 @@ from torch import Tensor
 from vqbench.errors import SpecError, nearest
 from vqbench.generators.base import Generator
 from vqbench.generators.networks.dit import DiT
+from vqbench.generators.networks.flops import flops_of
 from vqbench.generators.networks.guided import check_guidance, guided
 from vqbench.generators.networks.scale import Scale
 from vqbench.specs import GeneratorSpec
@@ -123,8 +124,12 @@ class FlowTransformer(Generator):
         return {"blocks": sum(p.numel() for p in self.parameters()), "vocabulary": 0}
 
     def forward_flops(self) -> float:
-        """Every parameter once at each patch."""
-        return 2.0 * self.parameter_counts()["blocks"] * (self.side // self.network.patch) ** 2
+        """Counted: see :func:`flops_of`."""
+        return flops_of(self.network, self.channels, self.side, self.network.positions.device)
+
+    def steps(self, sampler: dict[str, Any]) -> int | str:
+        """Of the SDE; the ODE's solver chooses its own by the tolerances."""
+        return super().steps(sampler) if sampler["method"] == "sde" else "adaptive"
 
     def passes(self, sampler: dict[str, Any]) -> float:
         """One a step of the SDE. The ODE's solver chooses; a hundred is ours."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vqbench.generators.base import Generator, build_generator
+from vqbench.generators.base import Generator, build_generator, check_vocabulary
 from vqbench.jobs import Job
 from vqbench.shuffled import Shuffled
 from vqbench.specs import GeneratorSpec
@@ -44,11 +44,17 @@ class GeneratorTask(Task):
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train, then write ``model.safetensors`` (EMA weights where the recipe keeps them) and ``losses.csv``."""
+    """Train, then write ``model.safetensors`` (EMA weights where the recipe keeps them) and ``losses.csv``.
+
+    Raises:
+        SpecError: the tokens have another codebook or shape than the generator's spec says.
+    """
     spec: GeneratorSpec = job.spec
     torch.set_num_threads(spec.threads)
     read = job.upstream(spec.reads, f"{spec.tokenizer}/{spec.dataset}/train")
     tokens = np.load(read.file("ids.npy" if spec.reads == "tokens" else "latents.npy"), mmap_mode="r")
+    codes = read.facts.get("codes", spec.tokens.num_codes)  # latents have none
+    check_vocabulary(spec, codes, tokens.shape[1:], "/".join(read.key))
     task = GeneratorTask(spec, tokens, np.load(read.file("labels.npy")))
     trainer = Trainer(task, spec.training, job.state, spec.seed, job.key[1])
     trainer.run()

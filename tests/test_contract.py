@@ -27,6 +27,11 @@ def resolve(family: str, resolution: int, downsample: int, replaced: dict[str, A
     return resolve_tokenizer(entry, {"images": data}, {"r/paper": RECIPE}, overlay, "test")
 
 
+# Options of a family that make another quantizer of it.
+VARIANTS = [("vq", {"codebook": "ema"}), ("vq", {"similarity": "cosine"}), ("vq", {"l2_normalize": True}),
+            ("large_codebook", {"projector": False, "codebook_dim": 8}), ("large_codebook", {"trainable": True})]  # fmt: skip
+
+
 @pytest.fixture(params=families("tokenizers"))
 def spec(request: pytest.FixtureRequest) -> TokenizerSpec:
     return resolve(request.param, 16, 4, SMALL)
@@ -81,11 +86,36 @@ def test_ids_have_the_shape_and_range_of_the_token_spec(spec: TokenizerSpec, ima
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_lookup_is_exact(spec: TokenizerSpec, images: torch.Tensor, precision: str) -> None:
     """In training and in evaluation, under autocast too: ids stand for exactly what was decoded."""
-    model = build_tokenizer(spec)
+    assert_lookup_is_exact(build_tokenizer(spec), images, precision)
+
+
+def assert_lookup_is_exact(model: Tokenizer, images: torch.Tensor, precision: str) -> None:
     for mode in (model.train(), model.eval()):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
             quantized = mode.quantize(mode.encode(images))
             assert torch.equal(mode.quantizer.lookup(quantized.ids), quantized.latents)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("family", "options"), VARIANTS)
+def test_lookup_is_exact_for_every_variant(
+    family: str, options: dict[str, Any], images: torch.Tensor, precision: str
+) -> None:
+    """At the start, and with a codebook that three steps have moved."""
+    spec = resolve(family, 16, 4, {**SMALL, **options})
+    assert options.items() <= spec.options.items()
+    model = build_tokenizer(spec)
+    assert_lookup_is_exact(model, images, precision)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    before = model.quantizer.codebook().clone()
+    for _ in range(3):
+        optimizer.zero_grad()
+        total(model.train(), images).backward()
+        optimizer.step()
+        model.end_step()
+    moves = options.get("projector", True)  # a static codebook without a projector stays
+    assert torch.equal(model.quantizer.codebook(), before) != moves
+    assert_lookup_is_exact(model, images, precision)
 
 
 def test_decoding_ids_is_reconstructing(spec: TokenizerSpec, images: torch.Tensor) -> None:

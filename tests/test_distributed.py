@@ -56,11 +56,16 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert other["usage"] == one["usage"] and len(one["usage"].splitlines()) == 6  # codes hit in 5 epochs of 9 steps
 
 
-# StyleGAN2's discriminator with minibatch deviation, LeCam and EMA; PatchGAN's batch norm and the adaptive weight.
-@pytest.mark.parametrize(("run", "processes"), [("cq-k16384", 2), ("cq-k16384", 3), ("vqgan-k1024", 2)])
+# StyleGAN2's discriminator with minibatch deviation, LeCam and EMA; PatchGAN's batch norm and the adaptive weight; a codebook
+# of moving averages, which is among the weights.
+@pytest.mark.parametrize(
+    ("run", "processes"), [("cq-k16384", 2), ("cq-k16384", 3), ("vqgan-k1024", 2), ("ema-k1024", 2)]
+)
 @pytest.mark.timeout(300)
 def test_the_loss_curve_is_that_of_one_process(tiny: Path, tmp_path: Path, run: str, processes: int) -> None:
-    assert_close(learned(tiny, 1, run, tmp_path / "one"), learned(tiny, processes, run, tmp_path / "more"))
+    one, more = learned(tiny, 1, run, tmp_path / "one"), learned(tiny, processes, run, tmp_path / "more")
+    assert_close(one, more)
+    assert ("quantizer.counts" in one["weights"]) == run.startswith("ema"), "moving averages are compared, too"
 
 
 @pytest.mark.timeout(300)

@@ -14,6 +14,7 @@ import yaml
 from helpers import ROOT
 
 from vqbench.papers import Bench, bench, scale_of, score_keys
+from vqbench.resolve import recipe_of, resolve_training
 from vqbench.rooms import families
 
 PAPER, DEMO = bench("paper"), bench("demo")
@@ -77,6 +78,25 @@ def test_every_recipe_value_says_where_it_comes_from(path: object) -> None:
         if re.match(r"\s+[\w_]+:\s*\S", line) and not line.lstrip().startswith(("#", "base:")):
             value = line.split(":", 1)[1].split("#")[0].strip()
             assert not value or source.search(line), f"{path}:{number}: {line}"
+
+
+@pytest.mark.parametrize(("family", "lr"), [("dit", 1e-4), ("sit", 1e-4), ("ldm", 4.5e-5)])
+def test_released_code_trains_as_long_and_as_fast_as_it_says(family: str, lr: float) -> None:
+    """1,400 epochs where the paper prints 400,000 steps: one way to say it replaces the other."""
+    printed = PAPER.generators[f"{family}-lc-k100000"].training
+    recipe = recipe_of(PAPER.recipes, f"{family}/released-code", "test")
+    training = resolve_training(recipe, 1_281_167, "test")
+    assert training["optimizer"]["lr"] == lr and printed.optimizer.lr == 4.5e-4
+    epochs = 100 if family == "ldm" else 1400
+    assert training["steps"] == round(epochs * 1_281_167 / training["batch_size"])
+    assert family == "ldm" or printed.steps == 400_000
+
+
+def test_similarity_is_cosine_of_plain_vqgan_alone() -> None:
+    """VQGAN-LC Sec. 3.1; its code looks all others up by Euclidean distance."""
+    own = {name: spec.options["similarity"] for name, spec in PAPER.tokenizers.items() if "similarity" in spec.options}
+    assert {name for name, how in own.items() if how == "cosine"} == {n for n in own if "vqgan-cos" in n}
+    assert sum("fc-k" in name or "ema-k" in name for name in own) == 10
 
 
 @pytest.mark.parametrize(("paper", "count", "tables"), [("cq", 250, 8), ("vqgan_lc", 400, 10)])

@@ -120,6 +120,31 @@ def test_a_paper_scale_cell_wants_50000_images(workflow: Path) -> None:
         edited(workflow, samples(count=10_000), scale="paper")
 
 
+def test_guidance_needs_a_generator_that_has_seen_no_class(workflow: Path) -> None:
+    def edit(data: dict[str, Any]) -> None:
+        generator(training={"class_drop": 0.0})(data)
+        data["samples"]["guided"] = {"generator": "mine", **wanted}
+
+    wanted: dict[str, Any] = {}
+    with pytest.raises(
+        SpecError, match=r"samples 'guided': guidance is 1.5, and 'mine' was never trained without a class"
+    ):
+        edited(workflow, edit)  # the scale's guidance is what would run
+    with pytest.raises(SpecError, match=r"guidance is 3.0, and 'mine' .*class_drop 0.*set guidance: 1.0, or train it"):
+        edited(workflow, edit, scale="paper")
+    wanted["guidance"] = 1.0
+    assert edited(workflow, edit, scale="paper").samples["guided"].sampler["guidance"] == 1.0
+
+
+def test_guidance_needs_more_than_one_class(workflow: Path) -> None:
+    def edit(data: dict[str, Any]) -> None:
+        data["samples"]["ldm-ffhq-fc-k16384-s"] = {"generator": "ldm-ffhq-fc-k16384", "guidance": 1.4}
+
+    message = r"guidance is 1.4, and 'ldm-ffhq-fc-k16384' has learned one class alone \(data set 'ffhq256'\)"
+    with pytest.raises(SpecError, match=message):
+        edited(workflow, edit, scale="paper", file="papers/vqgan_lc.yaml")
+
+
 def test_an_impossible_pair_is_refused_with_its_reason(
     workflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,10 @@ class Quantizer(nn.Module):
     def codebook(self) -> Tensor:
         """The K code vectors as they are looked up, (K, code_dim)."""
 
+    def compared(self) -> Tensor:
+        """(K, code_dim), the codes as the search for the nearest sees them: at length 1 where it goes by cosine."""
+        return self.codebook()
+
     def end_step(self) -> None:
         """After the micro-batches of a training step: move what learns without a gradient. All processes come here."""
 

@@ -39,13 +39,19 @@ def build(spec: TokenizerSpec) -> Tokenizer:
     """The untrained tokenizer; its weights follow from ``spec.seed``.
 
     Raises:
-        SpecError: the options do not fit the resolution and grid, or name an unknown init, similarity or codebook.
+        SpecError: the options do not fit the resolution and grid, name an unknown init, similarity or codebook, or ask
+            for a codebook by EMA that is looked up by cosine.
     """
     options = spec.options
     settings = {k: options[k] for k in ("init", "similarity", "l2_normalize", "entropy_temperature")}
     quantizer: VectorQuantizer
     with seeded_init(spec.seed, "tokenizer"):
         if options["codebook"] == "ema":
+            if options["similarity"] == "cosine":
+                raise SpecError(
+                    "tokenizer: codebook 'ema' cannot be looked up by cosine: averages start at no vector, so a code that "
+                    "nobody chose is 1 / epsilon too long, and cosine would choose it; set similarity: euclidean"
+                )
             quantizer = EmaQuantizer(spec.tokens, decay=options["ema_decay"], **settings)
         elif options["codebook"] == "gradient":
             quantizer = VectorQuantizer(spec.tokens, **settings)

@@ -238,12 +238,8 @@ def resolve_samples(
     common = {k: entry.pop(k) for k in ("count", "block", "seed") if k in entry}
     sizes = {"count": 50_000, "block": 250, "seed": 0}
     wanted = {**sizes, **common, **defaults, **_known(entry, defaults, where)}
-    if generator.num_classes == 1 and wanted.get("guidance", 1) != 1:
-        raise SpecError(
-            f"{where}: guidance is {wanted['guidance']}, and '{name}' has learned one class alone (data set "
-            f"'{generator.dataset}'): there is nothing to guide by; set guidance: 1.0"
-        )
     scaled = _scaled(overlay, "samples", generator.family, wanted, {**sizes, **defaults}, where)
+    _check_guided(scaled, generator, name, where)
     count, block, _ = (scaled.pop(name) for name in sizes)
     if overlay.scale == "paper" and count != 50_000:
         raise SpecError(
@@ -253,6 +249,23 @@ def resolve_samples(
     data = {"generator": name, "sampler": scaled, "count": count, "block": block, "num_classes": generator.num_classes,
             "seed": common.get("seed", 0), "threads": overlay.threads}  # fmt: skip
     return parse(SampleSpec, data, where)
+
+
+def _check_guided(sampler: Mapping[str, Any], generator: GeneratorSpec, name: str, where: str) -> None:
+    """Guidance leads away from "no class": there must be classes, and training must have shown none of them at times."""
+    guidance = sampler.get("guidance", 1)
+    if guidance == 1:
+        return
+    if generator.num_classes == 1:
+        raise SpecError(
+            f"{where}: guidance is {guidance}, and '{name}' has learned one class alone (data set "
+            f"'{generator.dataset}'): there is nothing to guide by; set guidance: 1.0"
+        )
+    if generator.training.class_drop == 0:
+        raise SpecError(
+            f"{where}: guidance is {guidance}, and '{name}' was never trained without a class (its recipe "
+            f"'{generator.recipe}' has class_drop 0): set guidance: 1.0, or train it with class_drop, say 0.1"
+        )
 
 
 def resolve_classifier(

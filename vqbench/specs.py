@@ -181,8 +181,8 @@ class CodebookSpec(Spec):
     teacher: str = ""
     dataset: str = Field(default="", description="whose training split the teacher has seen")
     classes: int = Field(default=1, gt=0, description="that are clustered one by one")
-    passes: int = Field(default=10, gt=0, description="of k-means over all features")
-    batch_size: int = Field(default=4096, gt=0, description="features of one update; never fewer than clusters")
+    passes: int = Field(default=10, gt=0, description="ours: of k-means over all features")
+    batch_size: int = Field(default=4096, gt=0, description="ours: features of one update; never fewer than clusters")
     seed: int = 0
     threads: int = Field(default=1, gt=0)
 

@@ -28,7 +28,7 @@ PHOTOS = {
 RECIPES = {
     "tok": {"paper": TRAINING | {"discriminator": {
         "name": "patchgan", "loss": "hinge", "start_step": 20, "optimizer": TRAINING["optimizer"]}}},
-    "gen": {"paper": TRAINING | {"weights": {"cross_entropy": 1.0}}},
+    "gen": {"paper": TRAINING | {"weights": {"cross_entropy": 1.0}, "class_drop": 0.1}},
 }  # fmt: skip
 RFID, USAGE = {"rFID": {"metric": "rfid"}, "Usage": {"metric": "usage"}}.items()
 PAPER: dict[str, Any] = {

@@ -19,6 +19,7 @@ from vqbench.eval.figure_inputs import figure_keys
 from vqbench.eval.protocols import FOLDER
 from vqbench.eval.tables import build_table
 from vqbench.papers import Bench, Figure
+from vqbench.rooms import families
 
 from .conftest import PHOTOS
 from .image_sets import noisy
@@ -119,9 +120,10 @@ def test_a_bar_is_a_score_on_its_task(bench: Bench, tmp_path: Path) -> None:
     finish_scores(bench, tmp_path)
     tasks = plots_tasks.open_tasks(bench, figure, tmp_path)
     assert {title.partition("\n")[0]: [bar.series for bar in bars] for title, bars in tasks.items()} == {
-        "reconstruction": ["A", "B"], "generation, MASKGIT": ["A"],
+        "reconstruction": ["A", "B"], "generation, MaskGIT": ["A"],
     }  # fmt: skip
     assert all("[demo-judge]" in title for title in tasks)
+    assert set(plots_tasks.NAMES) == set(families("generators"))
     drawn = plots_tasks.plot_tasks(tasks)
     heights = [bar.get_height() for bar in drawn.axes[0].patches]
     assert heights == [bar.value for bar in next(iter(tasks.values()))]

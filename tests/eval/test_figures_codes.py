@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from vqbench.data import to_uint8
 from vqbench.eval import plots_codes, plots_replacement, plots_samples, plots_usage
 from vqbench.eval.figure_inputs import ABOUT, SHOWS, figure_keys
+from vqbench.jobs import finished
 from vqbench.papers import Bench, Figure
 from vqbench.specs import DatasetSpec
-from vqbench.tokenizers.base import build_tokenizer
+from vqbench.tokenizers.base import build_tokenizer, open_tokenizer
 
 from .synthetic import finish, npy
 from .test_figures import bench, finish_inputs, tokenizer_files
@@ -122,10 +125,6 @@ def test_the_first_rank_is_the_reconstruction_and_psnr_is_of_the_protocol(bench:
     finish_inputs(bench, spec, tmp_path)
     data = plots_replacement.open_replaced(bench, spec, tmp_path)
     assert data.ranks == [1, 2, 3, 4] and len(data.originals) == 16, "1000 / 16384 of 64 codes"
-    from vqbench.data import to_uint8
-    from vqbench.jobs import finished
-    from vqbench.tokenizers.base import open_tokenizer
-
     run = "llamagen-d8"
     model = open_tokenizer(bench.tokenizers[run], finished(bench, ("tokenizer", run), tmp_path))
     ids = np.load(finished(bench, ("tokens", f"{run}/photos/validation"), tmp_path).file("ids.npy"))
@@ -140,6 +139,28 @@ def test_the_first_rank_is_the_reconstruction_and_psnr_is_of_the_protocol(bench:
     assert list(drawn.axes[0].lines[0].get_ydata()) == data.psnr[run]
     assert [t.get_text() for t in drawn.axes[1].texts] == ["original", "M = 1", "M = 2", "M = 3", "M = 4"] * 2
     assert len(drawn.axes[1].images) == 2 * 2 * 5
+
+
+def test_neighbours_are_by_the_tokenizers_own_similarity(bench: Bench, tmp_path: Path) -> None:
+    """Looked up by cosine: the second nearest by angle, sorted here, where the lengths of codes say nothing."""
+    path = tmp_path / "workflow" / "papers" / "cq.yaml"
+    paper = yaml.safe_load(path.read_text())
+    run = "llamagen-d8"
+    paper["tokenizers"][run]["similarity"] = "cosine"
+    path.write_text(yaml.safe_dump(paper))
+    bench = Bench("demo", tmp_path / "workflow")
+    spec = figure(bench, "replaced")
+    finish_inputs(bench, spec, tmp_path)
+    data = plots_replacement.open_replaced(bench, spec, tmp_path)
+    model = open_tokenizer(bench.tokenizers[run], finished(bench, ("tokenizer", run), tmp_path))
+    ids = np.load(finished(bench, ("tokens", f"{run}/photos/validation"), tmp_path).file("ids.npy"))
+    book = model.quantizer.codebook().double().numpy()
+    book = book / np.linalg.norm(book, axis=1, keepdims=True)
+    second = np.argsort(-book @ book.T, axis=1)[:, 1]
+    order = plots_replacement.spread(16, 64)[:2]
+    with torch.no_grad():
+        images = to_uint8(model.decode_ids(torch.from_numpy(second[ids[order]])))
+    assert np.array_equal(data.pictures[run][1], images)
 
 
 def test_ranks_are_printed_at_paper_scale_and_shrink_with_the_codebook(bench: Bench) -> None:

@@ -57,6 +57,14 @@ def test_the_size_is_xl_s(family: Any) -> None:
     assert count == sum(p.numel() for p in model.parameters())
 
 
+@FAMILIES
+def test_a_pass_costs_what_dit_s_paper_prints(family: Any) -> None:
+    """DiT-XL/2 on latents of 32 x 32 x 4: 118.6 Gflops, a multiplication and an addition as one (Peebles and Xie, Table 4)."""
+    with torch.device("meta"):
+        model = build_generator(make_spec(family, grid=32, dim=4, classes=1000))
+    assert model.forward_flops() == pytest.approx(2 * 118.6e9, rel=0.005)
+
+
 def reference_of(network: DiT, outputs: int) -> DiTTransformer2DModel:
     """diffusers' DiT with the weights of ours."""
     other = DiTTransformer2DModel(
@@ -218,6 +226,12 @@ def test_the_ode_is_scipys() -> None:
     np.testing.assert_allclose(found.numpy().ravel(), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_the_solver_of_the_ode_chooses_its_steps() -> None:
+    model = small_model(sit)
+    assert model.steps(sit.SAMPLER) == "adaptive" and model.steps({**sit.SAMPLER, "method": "sde"}) == 250
+    assert small_model(dit).steps(dit.SAMPLER) == 250
+
+
 def test_the_sde_ends_in_the_data_s_distribution() -> None:
     """One Gaussian, whose velocity is known exactly: v = E[x - e | x_t]. Both samplers must end in it."""
     mean, deviation, count = 1.5, 0.5, 20_000
@@ -232,6 +246,35 @@ def test_the_sde_ends_in_the_data_s_distribution() -> None:
     assert found.mean().item() == pytest.approx(mean, abs=0.02) and found.std().item() == pytest.approx(
         deviation, abs=0.02
     )
+
+
+def test_the_sde_is_sit_s_general_one() -> None:
+    """willisma/SiT:transport, written out: its drift (velocity + diffusion x score), its score from the velocity and the
+    path's coefficients, Euler-Maruyama steps in integrators.py and a last mean step; the same noise, random weights."""
+    model, labels, steps, last = small_model(sit), torch.tensor([0, 2]), 25, 0.04
+    sampler = {**sit.SAMPLER, "method": "sde", "steps": steps, "last_step": last, "guidance": 2.0}
+    found = model.sample(labels, torch_rng(1), sampler)
+    network, rng = guided(model.network, labels, 3, sampler, 3), torch_rng(1)
+    x = torch.randn(2, 3, 4, 4, generator=rng).double()
+
+    def drift(x: Tensor, t: Tensor) -> Tensor:
+        with torch.no_grad():
+            velocity = network(x.float(), t.float()).double()
+        signal, d_signal, sigma, d_sigma = t, torch.ones(()), 1 - t, -torch.ones(())  # path.py, ICPlan
+        ratio = signal / d_signal
+        score = (ratio * velocity - x) / (sigma**2 - ratio * d_sigma * sigma)  # get_score_from_velocity
+        return velocity + diffusion(t) * score
+
+    def diffusion(t: Tensor) -> Tensor:
+        return 1 - t  # compute_diffusion, form "sigma"
+
+    times = torch.linspace(0, 1 - last, steps, dtype=torch.float64)
+    gap = times[1] - times[0]
+    for t in times[:-1]:
+        noise = torch.randn(x.shape, generator=rng)
+        x = x + drift(x, t) * gap + (2 * diffusion(t)).sqrt() * noise * gap.sqrt()
+    x = x + drift(x, times[-1]) * last
+    assert (found - x).abs().max() < 1e-5 * x.abs().max()
 
 
 @FAMILIES

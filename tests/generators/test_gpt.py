@@ -117,6 +117,28 @@ def test_filters_keep_what_they_say() -> None:
     assert torch.equal(keep_likely(logits, 9, 1.0), logits)
 
 
+def test_top_p_is_a_share_of_the_distribution_at_its_temperature() -> None:
+    """By hand at T = 2: the flatter distribution needs more ids for 0.6, and they are drawn by its probabilities."""
+    model, count = small_model(n=1), 20_000
+    labels = torch.zeros(count, dtype=torch.int64)
+    logits = model.logits(model(labels[:1], labels.new_empty(1, 0)))[0, 0].detach()
+    kept = {}
+    for heat in (1.0, 2.0):
+        flat, held = (logits / heat).softmax(0), 0.0
+        kept[heat] = []
+        for code in flat.argsort(descending=True).tolist():
+            if held >= 0.6:
+                break
+            kept[heat].append(code)
+            held += flat[code].item()
+    assert len(kept[2.0]) > len(kept[1.0]), "else this says nothing of the order"
+    expected = torch.zeros(16)
+    expected[kept[2.0]] = (logits[kept[2.0]] / 2).softmax(0)
+    drawn = torch.bincount(sampled(model, labels, temperature=2.0, top_p=0.6).flatten(), minlength=16) / count
+    assert torch.allclose(drawn, expected, atol=4 * 0.5 / count**0.5)
+    assert set(drawn.nonzero().flatten().tolist()) == set(kept[2.0])
+
+
 @pytest.mark.parametrize(
     ("share", "codes", "kept"), [(0.1, 100_000, 10_000), (0.1, 64, 6), (0.001, 64, 1), (0.0, 64, 0)]
 )

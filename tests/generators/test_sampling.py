@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.data import to_uint8
-from vqbench.errors import ArtifactError, Diverged
+from vqbench.errors import ArtifactError, Diverged, SpecError
 from vqbench.generators import sampling
 from vqbench.generators.base import build_generator
 from vqbench.generators.maskgit import OPTIONS, SAMPLER
@@ -28,6 +28,8 @@ SPEC = SampleSpec(generator="g", sampler={**SAMPLER, "steps": 3}, count=22, bloc
 
 class Painter(nn.Module):
     """Stands for a tokenizer: one grey level a code, six rows of four pixels. Counts the batches it decodes."""
+
+    tokens = TOKENS
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,6 +253,18 @@ def test_latents_are_quantized_before_they_are_decoded(job: Any) -> None:
     continuous: Any = SimpleNamespace(sample=lambda labels, rng, sampler: latents)
     block = sampling.make_block(SPEC, replace_generator(models, continuous), 0)
     assert (block["ids"] == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("other", "said"), [({"num_codes": 32}, "32 codes"), ({"num_tokens": 8}, r"16 codes and \(8, 1\)")]
+)
+def test_a_tokenizer_of_another_codebook_is_refused(
+    job: Any, painter: Painter, monkeypatch: pytest.MonkeyPatch, other: dict[str, int], said: str
+) -> None:
+    monkeypatch.setattr(painter, "tokens", TOKENS.model_copy(update=other))
+    with pytest.raises(SpecError, match=f"its vocabulary does not match.* tokenizer/t's tokens have {said}"):
+        sampling.run(job)
+    assert not list(job.state.iterdir())
 
 
 def replace_generator(models: sampling.Models, generator: Any) -> sampling.Models:

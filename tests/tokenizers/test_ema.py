@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
-from vqbench.specs import TokenSpec
+from vqbench.errors import SpecError
+from vqbench.specs import TokenizerSpec, TokenSpec
+from vqbench.tokenizers.base import build_tokenizer
 from vqbench.tokenizers.quantizers.ema import EmaQuantizer
 
 TOKENS = TokenSpec(layout="raster", grid=3, num_tokens=9, code_dim=5, num_codes=11)
@@ -106,3 +110,19 @@ def test_averages_start_from_the_first_batch_where_the_codes_do() -> None:
     with torch.no_grad():
         module(latents(0))
     assert torch.equal(module.sums, module.weight) and module.initialised
+
+
+@pytest.mark.parametrize("init", ["uniform", "normal"])
+def test_commitment_stays_bounded_from_the_start(init: str) -> None:
+    """New vectors each step, of mean square 1. Looked up by cosine, codes 1 / epsilon too long gave 3e6 in the second."""
+    module = quantizer(init=init, decay=0.99)
+    found = []
+    for step in range(50):
+        found.append(module(latents(step)).losses["commitment"].item())
+        module.end_step()
+    assert max(found) < 50 and max(found[10:]) < 1.5, found
+
+
+def test_averages_looked_up_by_cosine_are_refused(make_spec: Callable[..., TokenizerSpec]) -> None:
+    with pytest.raises(SpecError, match="codebook 'ema' cannot be looked up by cosine"):
+        build_tokenizer(make_spec("vq", codebook="ema", similarity="cosine"))

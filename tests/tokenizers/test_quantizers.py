@@ -193,3 +193,17 @@ def test_cosine_look_up_finds_the_direction_and_keeps_the_length() -> None:
     assert not torch.equal(quantizer(RASTER)(z).ids, found.ids)
     with pytest.raises(SpecError, match="similarity is 'cosin'; did you mean 'cosine'"):
         quantizer(RASTER, similarity="cosin")
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-13])
+def test_cosine_never_chooses_a_code_without_length(length: float) -> None:
+    """At zero it would be nearer to a vector of length 1 than all codes whose cosine is below 0.5."""
+    module = quantizer(RASTER, similarity="cosine")
+    with torch.no_grad():
+        module.weight[4] *= length / module.weight[4].norm()
+        module.weight[[0, 1, 2, 3, *range(5, 11)]] = torch.tensor([1.0, 0, 0, 0, 0])  # the opposite of what comes
+    away = torch.tensor([-1.0, 0, 0, 0, 0]).view(1, 5, 1, 1).expand(2, 5, 3, 3)
+    assert (module(away).ids == 0).all() and (module(torch.zeros(2, 5, 3, 3)).ids == 0).all()
+    with torch.no_grad():
+        module.weight.zero_()
+    assert (module(away).ids == 0).all(), "where none has a direction, the first"

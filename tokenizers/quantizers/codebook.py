@@ -22,6 +22,8 @@ from vqbench.tokenizers.quantizers.nearest import nearest_code
 
 INITS = ("uniform", "normal", "samples")
 SIMILARITIES = ("euclidean", "cosine")
+SHORT = 1e-12  # what F.normalize divides by at least: a shorter code has no direction
+BEYOND = 4.0  # a vector of such numbers is farther from each vector of length 1 than they are from each other
 SAMPLE_NOISE = 0.3  # of init "samples", in deviations of the batch
 
 
@@ -54,7 +56,8 @@ class VectorQuantizer(Quantizer):
         init: ``uniform`` on +-1/K (taming/modules/vqvae/quantize.py); ``normal`` with deviation d^-0.5 (SimVQ);
             ``samples``: the vectors of the first batch seen in training mode, with a little noise (ours: all codes
             start among the encoder's outputs). Over several processes rank 0's batch is taken.
-        similarity: ``euclidean`` or ``cosine``: how the nearest code is found. Codes keep their length either way.
+        similarity: ``euclidean`` or ``cosine``: how the nearest code is found. Codes keep their length either way; by
+            cosine a code without length is never preferred to one that has a direction.
         l2_normalize: vectors and codes are compared and looked up at length 1 (LlamaGen).
         entropy_temperature: of the soft assignment in the entropy term; 0 is off (MaskGIT's tokenizer: 0.01).
 
@@ -90,6 +93,10 @@ class VectorQuantizer(Quantizer):
         """(K, d)."""
         return F.normalize(self.weight, dim=1) if self.l2_normalize else self.weight
 
+    def compared(self) -> Tensor:
+        """(K, d)."""
+        return directions(self.codebook()) if self.cosine else self.codebook()
+
     def forward(self, latents: Tensor) -> Quantized:
         """(B, C, h, w) -> latents (B, C, h, w) float32, ids (B, N, 1), losses.
 
@@ -107,7 +114,7 @@ class VectorQuantizer(Quantizer):
             self._start_from(z.detach())
         z = F.normalize(z, dim=1) if self.l2_normalize else z  # (M, d)
         codebook = self.codebook()  # (K, d)
-        ids = nearest_code(*((F.normalize(v, dim=1) for v in (z, codebook)) if self.cosine else (z, codebook)))  # (M,)
+        ids = nearest_code(*((F.normalize(z, dim=1), directions(codebook)) if self.cosine else (z, codebook)))  # (M,)
         codes = F.embedding(ids, codebook)  # (M, d)
         losses = {"codebook": F.mse_loss(codes, z.detach()), "commitment": F.mse_loss(z, codes.detach())}
         if self.training and self.entropy_temperature > 0:
@@ -143,3 +150,9 @@ class VectorQuantizer(Quantizer):
         if dist.is_initialized():
             dist.broadcast(self.weight, 0)
         self.initialised.fill_(True)
+
+
+def directions(codes: Tensor) -> Tensor:
+    """Codes (K, d) at length 1; those too short for it stand beyond all others, where zero would be near everything."""
+    short = torch.linalg.vector_norm(codes, dim=1, keepdim=True) < SHORT  # (K, 1)
+    return F.normalize(codes, dim=1, eps=SHORT).masked_fill(short, BEYOND)
