@@ -79,8 +79,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     scale["samples"]["set"] |= {"count": 3200}
     path.write_text(yaml.safe_dump(scale, sort_keys=False))
     with Forks(clone) as forks:
-        forks.prepare()
-        for stage in ("train-tokenizer", "tokenize", "train-generator"):
+        for stage in ("check-dataset", "pretrained", "train-tokenizer", "tokenize", "train-generator"):
             forks.finish(*STAGES[stage])
         yield forks
 

@@ -69,8 +69,8 @@ def test_shipped_code_neither_unpickles_nor_unpacks_nor_runs_text() -> None:
 
 def test_what_a_rule_puts_in_its_shell_is_quoted_or_cannot_hold_a_shell_s_characters() -> None:
     """Digests, counts, a scale, and wildcards that the constraints keep to names of this clone."""
-    plain = {"params.digest", "params.scale", "resources.gpu", "wildcards.split", "wildcards.table", "wildcards.paper",
-             "wildcards.figure"}  # fmt: skip
+    plain = {"params.digest", "params.scale", "resources.gpu", "wildcards.split", "wildcards.protocol", "wildcards.table",
+             "wildcards.paper", "wildcards.figure"}  # fmt: skip
     commands = [text for path in (ROOT / "workflow" / "rules").glob("*.smk")
                 for text in re.findall(r'shell:\s+"(.*?)"\n', path.read_text())]  # fmt: skip
     assert len(commands) > 10

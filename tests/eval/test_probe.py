@@ -200,7 +200,9 @@ def test_tokens_step_writes_ids_and_latents(pooling: Any, tmp_path: Path, monkey
     bench = SimpleNamespace(
         datasets={"photos": None}, tokenizers={"t": SimpleNamespace(tokens=SimpleNamespace(num_codes=2))}
     )
-    job: Any = SimpleNamespace(spec=spec, bench=bench, store=tmp_path, upstream=lambda *_: None)
+    job: Any = SimpleNamespace(
+        spec=spec, bench=bench, store=tmp_path, upstream=lambda *_: None, key=("tokens", "t/photos/train")
+    )
     assert encoding.run(job) == {"images": 5, "views": 2, "codes": 2, "pooling": pooling}
     both = np.concatenate([images.pixels, images.pixels[:, :, ::-1]]) / 127.5 - 1  # (10, 16, 16, 3)
     blocks = both.reshape(10, 2, 8, 2, 8, 3).mean((2, 4)).transpose(0, 3, 1, 2)  # (10, 3, 2, 2)

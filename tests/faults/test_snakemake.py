@@ -111,7 +111,7 @@ def test_without_snakemakes_record_the_manifests_are_compared(clone: Path) -> No
     assert jobs(snakemake(clone, "-n", figure, *TINY)) == []
     for path, old, new, reached in (
         ("workflow/scales/tiny.yaml", "16384: 24", "16384: 25", ["figure", "train_tokenizer"]),
-        ("eval/plots_images.py", "\n\n\ndef open_samples(", "\n\nEDITED = 1\n\n\ndef open_samples(", ["figure"]),
+        ("eval/plots_images.py", "\n\n\ndef open_codes(", "\n\nEDITED = 1\n\n\ndef open_codes(", ["figure"]),
         ("workflow/datasets.yaml", "validation: 48", "validation: 47",
          ["check_dataset", "figure", "pretrained", "train_tokenizer"]),
     ):  # fmt: skip
