@@ -2,9 +2,10 @@
 
 What learns is a linear projector from the codebook's dimension to the code's. The codebook is an entry of a paper's section
 ``codebooks:``; it may come from another data set than the tokenizer's (Table 8). ``projector: false`` and
-``trainable: true`` are Table 9. ``standardize: true`` (ours) centres the codes and brings them to a mean length of 1: where a
-teacher's features share a large mean, one code is the nearest to all latents at the start, and stays it. Of 256 x 256 images,
-downsample 16 gives 256 tokens; 8, with ``multipliers: [1, 2, 2, 4]``, 1,024 (zh460045050/VQGAN-LC:vqgan-gpt-lc/vqgan_configs).
+``trainable: true`` are Table 9. ``standardize: true`` (ours) centres the codes and brings them to a mean length of 1, before a
+projector: where a teacher's features share a large mean, one code is the nearest to all latents at the start, and stays it.
+Of 256 x 256 images, downsample 16 gives 256 tokens; 8, with ``multipliers: [1, 2, 2, 4]``, 1,024
+(zh460045050/VQGAN-LC:vqgan-gpt-lc/vqgan_configs).
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ class LargeCodebookTokenizer(ConvTokenizer):
     def take(self, option: str, made: Finished) -> None:
         """Take the codebook of a finished step ``codebook``."""
         codes = read_codebook(made.file(CODEBOOK))
-        self.quantizer.take(standardized(codes) if self.standardize else codes)
+        wanted = (
+            self.standardize and self.quantizer.projector is not None
+        )  # without one, latents are held against raw codes
+        self.quantizer.take(standardized(codes) if wanted else codes)
 
 
 def build(spec: TokenizerSpec) -> Tokenizer:

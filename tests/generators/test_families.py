@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers import copy_clone, snakemake, vqbench
 
+from vqbench.generators.base import build_generator
+from vqbench.papers import bench
 from vqbench.rooms import families
 
 SMALL = {
@@ -106,3 +109,13 @@ def test_what_does_not_fit_is_refused_when_the_papers_are_read(
     path.write_text(yaml.safe_dump(paper, sort_keys=False))
     done = vqbench(clone, "list", "--scale", "tiny")
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_every_generator_of_every_paper_fits_a_cpu_at_demo_scale() -> None:
+    """A family whose printed sizes a scale does not replace would be trained at full size."""
+    found = bench("demo")
+    with torch.device("meta"):
+        sizes = {
+            name: sum(p.numel() for p in build_generator(spec).parameters()) for name, spec in found.generators.items()
+        }
+    assert len(sizes) >= 35 and {name: size for name, size in sizes.items() if size > 3e6} == {}

@@ -7,18 +7,20 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from clones import ON_GPU, SLURM, TABLE, clone_for
 from cluster import Cluster
-from helpers import snakemake, vqbench
+from helpers import copy_clone, run_in, snakemake, vqbench
 
 from vqbench.cluster import GROUP
 from vqbench.graph import KINDS
 
 pytestmark = pytest.mark.slurm
+DEMO = "results/demo/table6b.csv"
 Ran = tuple[Path, subprocess.CompletedProcess[str]]
 
 GPU_RULES = {"train_tokenizer", "tokenize", "reference", "group_evaluation_reconstruct_score_tokenizer"}
@@ -128,3 +130,18 @@ def test_doctor_without_slurm_says_where_to_go(clone: Path) -> None:
 def test_a_second_call_submits_nothing(ran: Ran, cluster: Cluster) -> None:
     done = snakemake(ran[0], *SLURM, TABLE, **cluster.env)
     assert done.returncode == 0 and not submitted(done)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_the_demos_table_through_slurm_equals_the_demos(cluster: Cluster, tmp_path: Path) -> None:
+    """The user's own command at the demo's real size: four tokenizers of 560 steps, as ``make demo`` trains them."""
+    made = []
+    for name, options in (("slurm", SLURM), ("here", ("--profile", "demo"))):
+        folder = copy_clone(tmp_path / name)
+        (folder / "cluster.yaml").write_text("gpu_partition: gpu\ncpu_partition: cpu\ngpu_model: fake\n")
+        done = run_in(folder, sys.executable, "-m", "snakemake", *options, DEMO, timeout=1700, **cluster.env)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        made.append((folder / DEMO).read_bytes())
+        assert ("SLURM jobid" in done.stdout + done.stderr) == (name == "slurm")
+    assert made[0] == made[1] and made[0].count(b"measured") >= 4
