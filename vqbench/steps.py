@@ -121,6 +121,7 @@ def _locked(job: Job) -> None:
     if manifest is not None:
         print(f"vqbench: {'/'.join(job.key)} is finished already; published again", file=sys.stderr)
         distributed.agreed(False)
+        _end(job)
         _publish(job, manifest, _run_record_before(job))
         return
     (job.store / "failure.json").unlink(missing_ok=True)
@@ -136,9 +137,14 @@ def _locked(job: Job) -> None:
     run = run_record(job.spec, began) | job.measured
     write_json(job.store / "run.json", run)
     write_json(job.store / "finished.json", manifest)
+    _end(job)
+    _publish(job, manifest, run)
+
+
+def _end(job: Job) -> None:
+    """What only an unfinished step needs goes; a kill may have come before, so also where it was finished already."""
     attempts.end(job.store)
     shutil.rmtree(job.store / "state", ignore_errors=True)
-    _publish(job, manifest, run)
 
 
 def _finished_before(job: Job, inputs: dict[str, str]) -> dict[str, Any] | None:

@@ -94,6 +94,16 @@ def test_a_lost_record_of_time_makes_nothing_again(forks: Forks, manifests: dict
     assert done.status == 0 and "the record of time and machine is lost" in done.text and "published again" in done.text
 
 
+def test_a_kill_between_the_end_and_its_clearing_leaves_nothing(forks: Forks, manifests: dict[str, Path]) -> None:
+    manifest = manifests["tokenize"]
+    before, store = made(manifest), store_of(manifest)
+    manifest.unlink()
+    (store / "state").mkdir()
+    (store / "state" / "inputs.json").write_text("{}")
+    assert "is finished already; published again" in forks.run(*STAGES["tokenize"]).text
+    assert made(manifest) == before
+
+
 def test_a_missing_input_does_not_cost_what_was_made_from_it(forks: Forks, manifests: dict[str, Path]) -> None:
     published = manifests["tokenize"].read_bytes()
     manifests["tokenize"].unlink()
