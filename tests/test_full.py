@@ -27,8 +27,10 @@ from vqbench.training import Task, Trainer
 PAPER = bench("paper")
 # One of each architecture; runs that differ from it only in the number of codes are left out.
 TOKENIZERS = ["cq-k1024", "cq-k16384-512tokens", "cq-512px", "vqgan-k1024", "maskgit-k1024", "llamagen-d256",
-              "llamagen-d32", "llamagen-d8", "llamagen-d4"]  # fmt: skip
-GENERATORS = ["cq-b-k16384", "cq-b-512px", "cq-l-k16384", "cq-h-k16384"]
+              "llamagen-d32", "llamagen-d8", "llamagen-d4", "vqgan-cos-k16384", "ema-k16384", "lc-k100000",
+              "lc-k100000-f8"]  # fmt: skip
+GENERATORS = ["cq-b-k16384", "cq-b-512px", "cq-l-k16384", "cq-h-k16384", "gpt-lc-k100000"]
+LATENT = ["ldm-lc-k100000", "ldm-lc-k100000-f8", "dit-lc-k100000", "sit-lc-k100000"]
 
 pytestmark = pytest.mark.full
 
@@ -109,11 +111,39 @@ def test_every_tokenizer_builds_on_meta(name: str) -> None:
     assert model.quantizer.codebook().shape == (PAPER.tokenizers[name].tokens.num_codes, model.tokens.code_dim)
 
 
+@pytest.mark.parametrize("name", LATENT)
+@pytest.mark.timeout(900)
+def test_a_generator_of_latents_takes_a_step(name: str, tmp_path: Path) -> None:
+    """Layers that start at zero keep those before them still at first, so that some move is all that one step shows."""
+    spec = PAPER.generators[name]
+    training = spec.training.model_copy(
+        update={"batch_size": 1, "micro_batch": 1, "steps": 1, "precision": "fp32", "ema_decay": 0.0}
+    )
+    spec = spec.model_copy(update={"training": training})
+    latents = np.random.default_rng(0).normal(size=(1, *spec.tokens.latent_shape)).astype(np.float32)
+    trainer = Trainer(GeneratorTask(spec, latents, np.array([7])), training, tmp_path, seed=0, title="full size")
+    trainer._begin()
+    model = trainer.task.players["model"].module
+    before = {k: p.detach().double().sum().item() for k, p in model.named_parameters()}
+    named = trainer._one_step([trainer.task.examples(0, 1)])
+    assert {k for k, w in training.weights.items() if w} <= set(named) and all(np.isfinite(v) for v in named.values())
+    assert any(p.detach().double().sum().item() != before[k] for k, p in model.named_parameters())
+
+
+# Blocks, from and to, by family or by size: cq Table 1; VQGAN-LC Sec. 4.1 and App. A. LDM's is unprinted: what its printed
+# channels give (test_ldm.py holds the same network to LDM-8's published size).
+SIZES = {
+    "cq-b": (305e6 * 0.99, 305e6 * 1.01), "cq-l": (634e6 * 0.99, 634e6 * 1.01), "cq-h": (1.00e9, 1.05e9),
+    "gpt": (302e6 * 0.99, 302e6 * 1.01), "dit": (675e6 * 0.98, 675e6 * 1.02), "sit": (675e6 * 0.98, 675e6 * 1.02),
+    "ldm": (424.6e6 * 0.99, 424.6e6 * 1.01),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", PAPER.generators)
 def test_every_generator_builds_on_meta_at_its_printed_size(name: str) -> None:
+    spec = PAPER.generators[name]
     with torch.device("meta"):
-        counts = build_generator(PAPER.generators[name]).parameter_counts()
-    size = {"b": (305e6 * 0.99, 305e6 * 1.01), "l": (634e6 * 0.99, 634e6 * 1.01), "h": (1.00e9, 1.05e9)}
-    low, high = size[name.split("-")[1]]
+        counts = build_generator(spec).parameter_counts()
+    low, high = next(size for start, size in SIZES.items() if name.startswith(f"{start}-"))
     assert low <= counts["blocks"] <= high
-    assert counts["vocabulary"] >= PAPER.generators[name].tokens.num_codes * PAPER.generators[name].options["width"]
+    assert counts["vocabulary"] >= (spec.tokens.num_codes * spec.options["width"] if spec.reads == "tokens" else 0)
