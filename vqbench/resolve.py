@@ -199,10 +199,7 @@ def resolve_generator(
     """
     own = _split(entry, {"family", "tokenizer", "recipe", "seed", "training"}, "generators", where)
     common, family = own["common"], own["family"]
-    name = common.get("tokenizer", "")
-    if name not in tokenizers:
-        raise SpecError(f"{where}: unknown tokenizer '{name}'; {nearest(name, tokenizers)}")
-    tokenizer = tokenizers[name]
+    name, tokenizer = _learned_from(common, tokenizers, where)
     _check_accepts(own["literals"], tokenizer.tokens, f"{where}: family '{family}' cannot take tokenizer '{name}'")
     dataset = datasets[tokenizer.dataset]
     recipe = _merge(recipe_of(recipes, common.get("recipe", family), where), common.get("training", {}))
@@ -282,10 +279,7 @@ def resolve_classifier(
         SpecError: also for a tokenizer whose data set has one class alone.
     """
     common = {k: v for k, v in entry.items() if k in {"tokenizer", "recipe", "seed", "training"}}
-    name = common.get("tokenizer", "")
-    if name not in tokenizers:
-        raise SpecError(f"{where}: unknown tokenizer '{name}'; {nearest(name, tokenizers)}")
-    tokenizer = tokenizers[name]
+    name, tokenizer = _learned_from(common, tokenizers, where)
     dataset = datasets[tokenizer.dataset]
     if dataset.classes < 2:
         raise SpecError(
@@ -304,6 +298,16 @@ def resolve_classifier(
         "seed": common.get("seed", 0), "threads": overlay.threads,
     }  # fmt: skip
     return parse(ClassifierSpec, data, where)
+
+
+def _learned_from(
+    entry: Mapping[str, Any], tokenizers: Mapping[str, TokenizerSpec], where: str
+) -> tuple[str, TokenizerSpec]:
+    """The tokenizer whose tokens an entry learns from: its name and spec."""
+    name = entry.get("tokenizer", "")
+    if name not in tokenizers:
+        raise SpecError(f"{where}: unknown tokenizer '{name}'; {nearest(name, tokenizers)}")
+    return name, tokenizers[name]
 
 
 def _split(entry: dict[str, Any], common: set[str], room: Room, where: str) -> dict[str, Any]:
