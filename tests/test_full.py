@@ -9,6 +9,7 @@ import gc
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lpips
 import numpy as np
@@ -19,7 +20,7 @@ from vqbench.data import Images
 from vqbench.generators.base import build_generator
 from vqbench.generators.training import GeneratorTask
 from vqbench.papers import bench
-from vqbench.specs import TrainingSpec
+from vqbench.specs import ScheduleSpec, TrainingSpec
 from vqbench.tokenizers.base import build_tokenizer
 from vqbench.tokenizers.training import TokenizerTask
 from vqbench.training import Task, Trainer
@@ -64,6 +65,18 @@ class Noise(Images):
         return self.plain(position), 0
 
 
+def once(training: TrainingSpec, **changed: Any) -> TrainingSpec:
+    """`training` cut to one step of one image at its whole learning rate: a warm-up's first rate rounds away at a weight of 1."""
+    one: dict[str, Any] = {
+        "batch_size": 1,
+        "micro_batch": 1,
+        "steps": 1,
+        "precision": "fp32",
+        "schedule": ScheduleSpec(),
+    }
+    return training.model_copy(update=one | changed)
+
+
 def one_step(task: Task, training: TrainingSpec, folder: Path) -> dict[str, float]:
     """One step of the real loop, all players active; every parameter of the model must have moved or been offered to."""
     trainer = Trainer(task, training, folder, seed=0, title="full size")
@@ -83,9 +96,7 @@ def test_a_tokenizer_takes_a_step(name: str, perceptual: lpips.LPIPS, tmp_path: 
     spec = PAPER.tokenizers[name]
     assert spec.training.discriminator
     adversary = spec.training.discriminator.model_copy(update={"start_step": 0})
-    training = spec.training.model_copy(
-        update={"batch_size": 1, "micro_batch": 1, "steps": 1, "precision": "fp32", "discriminator": adversary}
-    )
+    training = once(spec.training, discriminator=adversary)
     spec = spec.model_copy(update={"training": training})
     named = one_step(TokenizerTask(spec, Noise(spec.resolution), perceptual), training, tmp_path)
     assert {*training.weights, "discriminator"} - {k for k, w in training.weights.items() if not w} <= set(named)
@@ -95,9 +106,7 @@ def test_a_tokenizer_takes_a_step(name: str, perceptual: lpips.LPIPS, tmp_path: 
 @pytest.mark.timeout(900)
 def test_a_generator_takes_a_step(name: str, tmp_path: Path) -> None:
     spec = PAPER.generators[name]
-    training = spec.training.model_copy(
-        update={"batch_size": 1, "micro_batch": 1, "steps": 1, "precision": "fp32", "ema_decay": 0.0}
-    )
+    training = once(spec.training, ema_decay=0.0)
     spec = spec.model_copy(update={"training": training})
     ids = np.random.default_rng(0).integers(0, spec.tokens.num_codes, (1, spec.tokens.num_tokens, 1))
     named = one_step(GeneratorTask(spec, ids, np.array([7])), training, tmp_path)
@@ -116,9 +125,7 @@ def test_every_tokenizer_builds_on_meta(name: str) -> None:
 def test_a_generator_of_latents_takes_a_step(name: str, tmp_path: Path) -> None:
     """Layers that start at zero keep those before them still at first, so that some move is all that one step shows."""
     spec = PAPER.generators[name]
-    training = spec.training.model_copy(
-        update={"batch_size": 1, "micro_batch": 1, "steps": 1, "precision": "fp32", "ema_decay": 0.0}
-    )
+    training = once(spec.training, ema_decay=0.0)
     spec = spec.model_copy(update={"training": training})
     latents = np.random.default_rng(0).normal(size=(1, *spec.tokens.latent_shape)).astype(np.float32)
     trainer = Trainer(GeneratorTask(spec, latents, np.array([7])), training, tmp_path, seed=0, title="full size")

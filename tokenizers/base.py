@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.artifacts import read_tensors
+from vqbench.errors import SpecError
 from vqbench.rooms import build
 from vqbench.specs import TokenizerSpec, TokenSpec
 
@@ -106,8 +107,14 @@ class Tokenizer(nn.Module):
 
     def take(self, option: str, made: Finished) -> None:
         """Before training: what the option that ``NEEDS`` names stands for, finished. What is taken is saved with the
-        weights, so a trained tokenizer needs it no more."""
-        raise NotImplementedError(f"{type(self).__name__} declares NEEDS and takes nothing")
+        weights, so a trained tokenizer needs it no more.
+
+        Raises:
+            SpecError: the family declares ``NEEDS`` and has no such method.
+        """
+        raise SpecError(
+            f"{type(self).__name__} needs '{option}' and takes nothing: give it a method take(option, made)"
+        )
 
     def end_step(self) -> None:
         """After a training step, see :meth:`Quantizer.end_step`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -96,3 +97,9 @@ def test_an_image_of_another_size_is_refused(make_spec: MakeSpec, family: str) -
     model = build_tokenizer(make_spec(family))
     with pytest.raises(ValueError, match="resolution"):
         model(torch.zeros(1, 3, 32, 32))
+
+
+def test_a_family_that_declares_a_need_must_take_it(make_spec: MakeSpec) -> None:
+    made: Any = None  # nothing is read from it
+    with pytest.raises(SpecError, match=r"needs 'codebook' and takes nothing: give it a method take"):
+        on_meta(make_spec("vq", 32, 4)).take("codebook", made)
