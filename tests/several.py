@@ -1,4 +1,4 @@
-"""Trains a tokenizer of the clone's scale ``tiny`` in float64, in as many processes as torchrun starts:
+"""Trains a tokenizer or generator of the clone's scale ``tiny`` in float64, in as many processes as torchrun starts:
 ``python tests/several.py RUN FOLDER``. Process 0 writes what was learned to ``FOLDER/found.pt``; the environment variable
 KILL (``PROCESS:STEP``) has a process kill itself there, once.
 """
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from vqbench import distributed
 from vqbench.data import Images
+from vqbench.generators.base import shape_of
+from vqbench.generators.training import GeneratorTask
 from vqbench.papers import bench
 from vqbench.seeds import numpy_rng
-from vqbench.specs import TokenizerSpec, TrainingSpec
+from vqbench.specs import GeneratorSpec, TokenizerSpec, TrainingSpec
 from vqbench.tokenizers.training import TokenizerTask
-from vqbench.training import Batch, Terms, Trainer
+from vqbench.training import Batch, Task, Terms, Trainer
 
 
 class Patterns(Images):
@@ -45,23 +47,40 @@ class Gap(nn.Module):
         return (nn.functional.avg_pool2d(a, 4) - nn.functional.avg_pool2d(b, 4)).abs()
 
 
-class Double(TokenizerTask):
-    """All in float64."""
+class Double(Task):
+    """Stands before a task among the bases: all in float64, and a process killed where KILL says so."""
 
-    def __init__(self, spec: TokenizerSpec, marker: Path) -> None:
-        super().__init__(spec, Patterns(spec.resolution), Gap())
+    marker: Path
+
+    def doubled(self, marker: Path) -> Self:
         self.marker = marker
         for part in (*(p.module for p in self.players.values()), *self.extras.values()):
             part.double()
+        return self
 
     def examples(self, start: int, count: int) -> Batch:
-        return (super().examples(start, count)[0].double(),)
+        return tuple(part.double() if part.is_floating_point() else part for part in super().examples(start, count))
 
     def terms(self, player: str, batch: Batch, step: int, micro: int, rng: torch.Generator) -> Terms:
         if os.environ.get("KILL") == f"{distributed.rank()}:{step}" and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().terms(player, batch, step, micro, rng)
+
+
+class DoubleTokenizer(Double, TokenizerTask):
+    """On images."""
+
+
+class DoubleGenerator(Double, GeneratorTask):
+    """On 64 images' random ids or latents."""
+
+
+def generator_task(spec: GeneratorSpec) -> DoubleGenerator:
+    rng = numpy_rng(0, "tokens")
+    shape = (64, *shape_of(spec, spec.tokens))
+    read = rng.integers(0, spec.tokens.num_codes, shape) if spec.reads == "tokens" else rng.normal(size=shape)
+    return DoubleGenerator(spec, read, rng.integers(0, spec.num_classes, 64))
 
 
 def slower(training: TrainingSpec) -> TrainingSpec:
@@ -76,30 +95,32 @@ def slower(training: TrainingSpec) -> TrainingSpec:
     )
 
 
+def task_of(run: str, switches: dict[str, Any]) -> tuple[Double, TrainingSpec]:
+    """The run's task at 50 steps of four micro-batches."""
+    known = bench("tiny")
+    spec = known.tokenizers.get(run) or known.generators[run]
+    sizes = {"steps": 50, "batch_size": 8, "micro_batch": 2, "checkpoint_every": 20, "usage_every": 9}
+    training = slower(spec.training.model_copy(update=sizes | switches))
+    spec = spec.model_copy(update={"training": training})
+    if isinstance(spec, TokenizerSpec):
+        return DoubleTokenizer(spec, Patterns(spec.resolution), Gap()), training
+    return generator_task(spec), training
+
+
 def main(run: str, folder: Path) -> None:
-    """Train 50 steps of four micro-batches."""
+    """Train and write what was learned."""
     torch.set_num_threads(1)
     distributed.join()
-    spec = bench("tiny").tokenizers[run]
     switches: dict[str, Any] = {name: True for name in os.environ.get("SWITCHES", "").split(",") if name}
-    training = spec.training.model_copy(
-        update={"steps": 50, "batch_size": 8, "micro_batch": 2, "checkpoint_every": 20, "usage_every": 9, **switches}
-    )
-    training = slower(training)
-    spec = spec.model_copy(update={"training": training})
+    task, training = task_of(run, switches)
     (folder / "state").mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(Double(spec, folder / "killed"), training, folder / "state", seed=0, title=run)
+    trainer = Trainer(task.doubled(folder / "killed"), training, folder / "state", seed=0, title=run)
     trainer.run()
     if distributed.rank() == 0:
-        extras = {n: m.state_dict() for n, m in trainer.task.extras.items()}
-        assert isinstance(trainer.task, TokenizerTask)
-        found = {
-            "rows": trainer.rows,
-            "weights": trainer.weights(),
-            "extras": extras,
-            "usage": trainer.task.usage.csv(),
-        }
-        torch.save(found, folder / "found.pt")
+        extras = {n: m.state_dict() for n, m in task.extras.items()}
+        usage = task.usage.csv() if isinstance(task, TokenizerTask) else ""
+        torch.save({"rows": trainer.rows, "weights": trainer.weights(), "extras": extras, "usage": usage},
+                   folder / "found.pt")  # fmt: skip
     distributed.leave()
 
 
