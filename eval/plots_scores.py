@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vqbench.eval.cells import open_scores
 from vqbench.eval.figure_inputs import figure_runs
@@ -70,28 +70,47 @@ def printed_values(bench: Bench, figure: Figure, run: str) -> dict[str, float]:
     return found
 
 
+class Column(NamedTuple):
+    """Panels over one size, with the runs that differ in it alone."""
+
+    size: str
+    shown: list[Point]
+    title: str
+    xlabel: str
+
+
 def plot_points(opened: tuple[list[Point], str]) -> Any:
-    """Two by two panels: usage above, rFID below; token dimension at the left, codebook size at the right."""
+    """Usage above, rFID below; against token dimension at the left, codebook size at the right, where runs differ in it."""
     points, rfid = opened
+    columns = _columns(points)
     figure = new_figure(height=4.2)
-    axes = figure.subplots(2, 2, sharex="col", sharey="row")
-    common = Counter(p.num_codes for p in points).most_common(1)[0][0]
-    groups = _grown(points)
-    for row, metric in enumerate(METRICS):
-        _panel(axes[row][0], [p for p in points if p.num_codes == common], points, metric, "code_dim")
-        _panel(axes[row][1], groups, points, metric, "num_codes")
-    axes[0][0].set(ylabel="codebook usage (%)", ylim=(0, 108), title=f"codebook size {common}")
-    axes[0][1].set_title(
-        "token dimension " + (", ".join(str(d) for d in sorted({p.code_dim for p in groups})) or "fixed")
-    )
-    axes[1][0].set(ylabel=rfid, xlabel="token dimension", ylim=(0, None))
-    axes[1][1].set(xlabel="codebook size K")
+    axes = figure.subplots(2, len(columns), sharex="col", sharey="row", squeeze=False)
+    for place, column in enumerate(columns):
+        for row, metric in enumerate(METRICS):
+            _panel(axes[row][place], column.shown, points, metric, column.size)
+        axes[0][place].set_title(column.title)
+        axes[1][place].set(xlabel=column.xlabel)
+    axes[0][0].set(ylabel="codebook usage (%)", ylim=(0, 108))
+    axes[1][0].set(ylabel=rfid, ylim=(0, None))
     handles = {
         label: line for panel in axes.flat for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     return figure
+
+
+def _columns(points: list[Point]) -> list[Column]:
+    """The token dimension has a column where it differs, or where nothing else does."""
+    common = Counter(p.num_codes for p in points).most_common(1)[0][0]
+    alike, grown = [p for p in points if p.num_codes == common], _grown(points)
+    dims = ", ".join(str(d) for d in sorted({p.code_dim for p in grown}))
+    columns = []
+    if not grown or len({p.code_dim for p in alike}) > 1:
+        columns.append(Column("code_dim", alike, f"codebook size {common}", "token dimension"))
+    if grown:
+        columns.append(Column("num_codes", grown, f"token dimension {dims}", "codebook size K"))
+    return columns
 
 
 def _grown(points: list[Point]) -> list[Point]:

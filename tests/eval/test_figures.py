@@ -149,10 +149,17 @@ def test_panels_show_the_runs_that_differ_in_one_size_alone() -> None:
     assert {line.get_label(): list(line.get_xdata()) for line in by_size.lines} == {"channel": [64, 256]}
 
 
+def test_a_size_that_all_share_has_no_panels() -> None:
+    drawn = plots_scores.plot_points(([point("fc", 8, k, usage=50.0, rfid=1.0) for k in (64, 256)], "rFID"))
+    assert [axes.get_xlabel() for axes in drawn.axes] == ["", "codebook size K"]
+    drawn = plots_scores.plot_points(([point("fc", 8, 64, usage=50.0, rfid=1.0)], "rFID"))
+    assert [axes.get_xlabel() for axes in drawn.axes] == ["", "token dimension"]
+
+
 def test_a_panel_without_data_says_so() -> None:
     drawn = plots_scores.plot_points(([point("spatial", d, 256, usage=90.0) for d in (4, 8)], "rFID"))
     words = [[text.get_text() for text in axes.texts] for axes in drawn.axes]
-    assert words == [[], ["not measured"], ["not measured"], ["not measured"]]
+    assert words == [[], ["not measured"]], "and no panels over a codebook size that all share"
 
 
 def test_psnr_labels() -> None:
