@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from helpers import ROOT
 from sklearn.cluster import KMeans as FullKMeans
 
 from vqbench.errors import ArtifactError, Interrupted, SpecError
+from vqbench.jobs import Finished
 from vqbench.notice import Notice
 from vqbench.papers import Bench
-from vqbench.specs import TokenizerSpec, TokenSpec
-from vqbench.tokenizers import kmeans
+from vqbench.specs import CodebookSpec, TokenizerSpec, TokenSpec
+from vqbench.tokenizers import codebooks, kmeans
 from vqbench.tokenizers.base import build_tokenizer
 from vqbench.tokenizers.kmeans import Clusters, Features, KMeans, cluster
 from vqbench.tokenizers.quantizers.projected import ProjectedQuantizer
@@ -141,6 +143,29 @@ def test_a_file_that_is_cut_is_named(tmp_path: Path) -> None:
 
 
 # ---- entries -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "codes", "message"),
+    [
+        ("kmeans-per-class", 40, r"class 1 of 'd' has 16 features, fewer than its 20 codes; .* or set method: kmeans"),
+        ("kmeans", 70, r"features.npy holds 64 features, fewer than 70 codes; lower num_codes"),
+        ("random-features", 70, r"features.npy holds 64 features, fewer than 70 codes; lower num_codes"),
+    ],
+)
+def test_fewer_features_than_codes_are_refused(tmp_path: Path, method: str, codes: int, message: str) -> None:
+    """As when bad images were skipped: what was planned is more than what is there."""
+    features = saved(tmp_path, mixture(0, 1.5)[:64])
+    np.save(tmp_path / "labels.npy", np.array([0, 0, 1, 0]))
+    spec = CodebookSpec(method=method, num_codes=codes, code_dim=8, teacher="t", dataset="d",
+                        classes=2 if method == "kmeans-per-class" else 1)  # fmt: skip
+    made = Finished(("features", "t/d"), features.path.parent, {"outputs": {"features.npy": {}, "labels.npy": {}}})
+    job: Any = SimpleNamespace(spec=spec, key=("codebook", "mine"), upstream=lambda kind, key: made,
+                               state=tmp_path / "state", store=tmp_path)  # fmt: skip
+    with pytest.raises(SpecError, match=message):
+        codebooks.run(job)
+    assert not list(tmp_path.glob("*.safetensors"))
+
 
 CLUSTERED = {"teacher": "clip-vitl14", "dataset": "imagenet256", "method": "kmeans-per-class", "num_codes": 100_000}
 
