@@ -41,7 +41,7 @@ def open_tasks(bench: Bench, figure: Figure, base: Path) -> dict[str, list[Bar]]
             metric, called = METRICS[key[0]]
             name, entry = open_scores(bench, score_of(bench, key), base).metric(metric)
             if entry is not None and entry["value"] is not None:
-                title = f"{task_of(bench, key)}\n{name.replace(metric, called)}"
+                title = f"{task_of(bench, key)}\n{name.replace(metric, f'{called} ').rstrip()}"
                 tasks.setdefault(title, []).append(Bar(series, float(entry["value"]), _interval(entry)))
     return tasks
 
@@ -70,14 +70,21 @@ def plot_tasks(tasks: Mapping[str, list[Bar]]) -> Any:
     if not tasks:
         say(axes[0][0], "not measured")
     for panel, (title, bars) in zip(axes.flat, tasks.items(), strict=False):
-        places = [series.index(bar.series) for bar in bars]
-        panel.bar(places, [bar.value for bar in bars], width=0.7, color=[PALETTE[place] for place in places], zorder=2)
-        for place, bar in zip(places, bars, strict=True):
-            if bar.interval:
-                panel.vlines(place, *bar.interval, color="#333333", lw=0.9, zorder=3)
-            panel.annotate(f"{bar.value:.3g}", (place, bar.value), ha="center", va="bottom", fontsize=6.5,
-                           xytext=(0, 2), textcoords="offset points", zorder=4)  # fmt: skip
-        panel.set(title=title, ylim=(0, 1.25 * max(bar.value for bar in bars)))
+        _bars(panel, bars, series)
+        panel.set(title=title)
         panel.set_xticks(range(len(series)), series)
         panel.grid(axis="x", visible=False)
     return figure
+
+
+def _bars(panel: Any, bars: list[Bar], series: list[str]) -> None:
+    """Each with its interval, and its value above both."""
+    places = [series.index(bar.series) for bar in bars]
+    tops = [max(bar.value, *(bar.interval or (0.0,))) for bar in bars]
+    panel.bar(places, [bar.value for bar in bars], width=0.7, color=[PALETTE[place] for place in places], zorder=2)
+    for place, bar, top in zip(places, bars, tops, strict=True):
+        if bar.interval:
+            panel.vlines(place, *bar.interval, color="#333333", lw=0.9, zorder=3)
+        panel.annotate(f"{bar.value:.3g}", (place, top), ha="center", va="bottom", fontsize=6.5, xytext=(0, 2),
+                       textcoords="offset points")  # fmt: skip
+    panel.set_ylim(0, 1.2 * max(tops))
