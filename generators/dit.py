@@ -15,12 +15,10 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from vqbench.errors import SpecError
-from vqbench.generators.base import Generator
 from vqbench.generators.networks.dit import DiT
-from vqbench.generators.networks.flops import flops_of
-from vqbench.generators.networks.guided import check_guidance, guided
+from vqbench.generators.networks.guided import check_guidance
+from vqbench.generators.networks.latents import LatentGenerator
 from vqbench.generators.networks.noising import noise_of, noised, sampler_of, variational_bound
-from vqbench.generators.networks.scale import Scale
 from vqbench.specs import GeneratorSpec
 from vqbench.switches import at_least_fp32
 
@@ -39,7 +37,7 @@ SCHEDULE = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 ACCEPTS = {"layout": {"values": ["raster", "channel"], "why": "latents of several scales are no one map"}}
 
 
-class DiffusionTransformer(Generator):
+class DiffusionTransformer(LatentGenerator):
     """The model.
 
     Args:
@@ -51,22 +49,16 @@ class DiffusionTransformer(Generator):
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:
-        super().__init__()
-        option = spec.options
-        self.channels, self.side, _ = spec.tokens.latent_shape
-        self.null_class, self.class_drop, self.timesteps = (
-            spec.num_classes,
-            spec.training.class_drop,
-            option["timesteps"],
-        )
+        super().__init__(spec)
+        option, self.timesteps = spec.options, spec.options["timesteps"]
         self.network = DiT(
             channels=self.channels, side=self.side, outputs=2 * self.channels, num_classes=spec.num_classes,
             **{k: option[k] for k in ("layers", "width", "heads", "mlp_ratio", "patch")},
         )  # fmt: skip
-        self.scale = Scale(option["scale"])
 
-    def begin(self, tokens: Tensor) -> None:
-        self.scale.measure(tokens)
+    def predict(self, latents: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        found: Tensor = self.network(latents, time, condition)
+        return found
 
     def losses(self, tokens: Tensor, condition: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """``mse`` of the predicted noise; ``vb``, the variational bound in bits a dimension, which trains the variance.
@@ -79,10 +71,9 @@ class DiffusionTransformer(Generator):
         table = noise_of(self.timesteps, *SCHEDULE.values())
         start, place = self.scale(tokens), tokens.device
         time = torch.randint(self.timesteps, (len(start),), generator=rng, device=rng.device).to(place)
-        noise = torch.randn(start.shape, generator=rng, device=rng.device).to(place)
-        dropped = torch.rand(len(start), generator=rng, device=rng.device).to(place) < self.class_drop
+        noise, classes = self.drawn(start.shape, condition, rng)
         now = noised(table, start, noise, time)
-        found = at_least_fp32(self.network(now, time, condition.masked_fill(dropped, self.null_class)))
+        found = at_least_fp32(self.predict(now, time, classes))
         guess, share = found.chunk(2, dim=1)  # 2 x (B, C, h, w)
         return {
             "mse": (guess - noise).square().mean(),
@@ -108,24 +99,10 @@ class DiffusionTransformer(Generator):
             raise SpecError(f"sampler: steps is {sampler['steps']}; it must be between 1 and {self.timesteps}")
         schedule = {"num_train_timesteps": self.timesteps, "variance_type": "learned_range", **SCHEDULE}
         scheduler = sampler_of(DDPMScheduler, schedule, sampler["steps"], condition.device)
-        network = guided(self.network, condition, self.null_class, sampler, self.channels)
-        shape = (len(condition), self.channels, self.side, self.side)
-        x = torch.randn(shape, generator=rng, device=rng.device)
+        x, network = self.start(condition, rng, sampler)
         for time in scheduler.timesteps:
-            x = scheduler.step(at_least_fp32(network(x, time)), time, x, generator=rng).prev_sample
+            x = scheduler.step(network(x, time), time, x, generator=rng).prev_sample
         return self.scale.undo(x)
-
-    def parameter_counts(self) -> dict[str, int]:
-        """``blocks``: all; there is no vocabulary."""
-        return {"blocks": sum(p.numel() for p in self.parameters()), "vocabulary": 0}
-
-    def forward_flops(self) -> float:
-        """Counted: see :func:`flops_of`."""
-        return flops_of(self.network, self.channels, self.side, self.network.positions.device)
-
-    def passes(self, sampler: dict[str, Any]) -> float:
-        """One a step."""
-        return float(sampler["steps"])
 
 
 def build(spec: GeneratorSpec) -> DiffusionTransformer:

@@ -15,11 +15,9 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from vqbench.errors import SpecError
-from vqbench.generators.base import Generator
-from vqbench.generators.networks.flops import flops_of
-from vqbench.generators.networks.guided import check_guidance, guided
+from vqbench.generators.networks.guided import check_guidance
+from vqbench.generators.networks.latents import LatentGenerator
 from vqbench.generators.networks.noising import noise_of, noised, sampler_of
-from vqbench.generators.networks.scale import Scale
 from vqbench.generators.networks.unet import UNet
 from vqbench.specs import GeneratorSpec
 from vqbench.switches import at_least_fp32
@@ -41,7 +39,7 @@ SCHEDULE = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_l
 ACCEPTS = {"layout": {"values": ["raster", "channel"], "why": "latents of several scales are no one map"}}
 
 
-class LatentDiffusion(Generator):
+class LatentDiffusion(LatentGenerator):
     """The model.
 
     Args:
@@ -53,26 +51,15 @@ class LatentDiffusion(Generator):
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:
-        super().__init__()
-        option = spec.options
-        self.channels, self.side, _ = spec.tokens.latent_shape
-        self.null_class, self.class_drop, self.timesteps = (
-            spec.num_classes,
-            spec.training.class_drop,
-            option["timesteps"],
-        )
+        super().__init__(spec)
+        option, self.timesteps = spec.options, spec.options["timesteps"]
         self.classes = nn.Embedding(spec.num_classes + 1, option["context"])
         self.unet = UNet(
             channels=self.channels, side=self.side, base=option["base_channels"], multipliers=tuple(option["multipliers"]),
             blocks=option["num_res_blocks"], attention=tuple(option["attention"]), context=option["context"],
         )  # fmt: skip
-        self.scale = Scale(option["scale"])
 
-    def begin(self, tokens: Tensor) -> None:
-        self.scale.measure(tokens)
-
-    def network(self, latents: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        """(B, C, h, w), times (B,), class labels (B,) -> the noise, (B, C, h, w)."""
+    def predict(self, latents: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         found: Tensor = self.unet(latents, time, self.classes(condition)[:, None])
         return found
 
@@ -86,10 +73,8 @@ class LatentDiffusion(Generator):
         """
         start, place = self.scale(tokens), tokens.device
         time = torch.randint(self.timesteps, (len(start),), generator=rng, device=rng.device).to(place)
-        noise = torch.randn(start.shape, generator=rng, device=rng.device).to(place)
-        dropped = torch.rand(len(start), generator=rng, device=rng.device).to(place) < self.class_drop
-        now = noised(noise_of(self.timesteps, *SCHEDULE.values()), start, noise, time)
-        found = self.network(now, time, condition.masked_fill(dropped, self.null_class))
+        noise, classes = self.drawn(start.shape, condition, rng)
+        found = self.predict(noised(noise_of(self.timesteps, *SCHEDULE.values()), start, noise, time), time, classes)
         return {"mse": (at_least_fp32(found) - noise).square().mean()}
 
     @torch.no_grad()
@@ -116,24 +101,10 @@ class LatentDiffusion(Generator):
         schedule = {"num_train_timesteps": self.timesteps, "set_alpha_to_one": False, "steps_offset": 1,
                     "timestep_spacing": "leading", **SCHEDULE}  # fmt: skip
         scheduler = sampler_of(DDIMScheduler, schedule, sampler["steps"], condition.device)
-        network = guided(self.network, condition, self.null_class, sampler, self.channels)
-        shape = (len(condition), self.channels, self.side, self.side)
-        x = torch.randn(shape, generator=rng, device=rng.device)
+        x, network = self.start(condition, rng, sampler)
         for time in scheduler.timesteps:
-            x = scheduler.step(at_least_fp32(network(x, time)), time, x, eta=sampler["eta"], generator=rng).prev_sample
+            x = scheduler.step(network(x, time), time, x, eta=sampler["eta"], generator=rng).prev_sample
         return self.scale.undo(x)
-
-    def parameter_counts(self) -> dict[str, int]:
-        """``blocks``: all; there is no vocabulary."""
-        return {"blocks": sum(p.numel() for p in self.parameters()), "vocabulary": 0}
-
-    def forward_flops(self) -> float:
-        """Counted: see :func:`flops_of`."""
-        return flops_of(self.network, self.channels, self.side, self.classes.weight.device)
-
-    def passes(self, sampler: dict[str, Any]) -> float:
-        """One a step."""
-        return float(sampler["steps"])
 
 
 def build(spec: GeneratorSpec) -> LatentDiffusion:

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from vqbench.errors import SpecError, nearest
-from vqbench.generators.base import Generator
 from vqbench.generators.networks.dit import DiT
-from vqbench.generators.networks.flops import flops_of
-from vqbench.generators.networks.guided import check_guidance, guided
-from vqbench.generators.networks.scale import Scale
+from vqbench.generators.networks.guided import check_guidance
+from vqbench.generators.networks.latents import LatentGenerator
 from vqbench.specs import GeneratorSpec
 from vqbench.switches import at_least_fp32
 
@@ -49,7 +47,7 @@ METHODS = ("ode", "sde")
 ACCEPTS = {"layout": {"values": ["raster", "channel"], "why": "latents of several scales are no one map"}}
 
 
-class FlowTransformer(Generator):
+class FlowTransformer(LatentGenerator):
     """The model.
 
     Args:
@@ -61,18 +59,16 @@ class FlowTransformer(Generator):
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:
-        super().__init__()
+        super().__init__(spec)
         option = spec.options
-        self.channels, self.side, _ = spec.tokens.latent_shape
-        self.null_class, self.class_drop = spec.num_classes, spec.training.class_drop
         self.network = DiT(
             channels=self.channels, side=self.side, outputs=self.channels, num_classes=spec.num_classes,
             **{k: option[k] for k in ("layers", "width", "heads", "mlp_ratio", "patch")},
         )  # fmt: skip
-        self.scale = Scale(option["scale"])
 
-    def begin(self, tokens: Tensor) -> None:
-        self.scale.measure(tokens)
+    def predict(self, latents: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        found: Tensor = self.network(latents, time, condition)
+        return found
 
     def losses(self, tokens: Tensor, condition: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """``velocity``: mean squared error of x - e at a time drawn from U(0, 1).
@@ -84,10 +80,9 @@ class FlowTransformer(Generator):
         """
         data, place = self.scale(tokens), tokens.device
         time = torch.rand(len(data), generator=rng, device=rng.device).to(place)
-        noise = torch.randn(data.shape, generator=rng, device=rng.device).to(place)
-        dropped = torch.rand(len(data), generator=rng, device=rng.device).to(place) < self.class_drop
+        noise, classes = self.drawn(data.shape, condition, rng)
         share = time[:, None, None, None]
-        found = self.network((1 - share) * noise + share * data, time, condition.masked_fill(dropped, self.null_class))
+        found = self.predict((1 - share) * noise + share * data, time, classes)
         return {"velocity": (at_least_fp32(found) - (data - noise)).square().mean()}
 
     @torch.no_grad()
@@ -105,12 +100,10 @@ class FlowTransformer(Generator):
             SpecError: a sampler option is out of its range.
         """
         check_sampler(sampler, self.channels)
-        network = guided(self.network, condition, self.null_class, sampler, self.channels)
-        shape = (len(condition), self.channels, self.side, self.side)
-        x = torch.randn(shape, generator=rng, device=rng.device)
+        x, network = self.start(condition, rng, sampler)
 
         def velocity(time: Tensor, latents: Tensor) -> Tensor:
-            return at_least_fp32(network(latents, time))
+            return network(latents, time)
 
         if sampler["method"] == "ode":
             ends = torch.tensor([0.0, 1.0], device=x.device)
@@ -118,14 +111,6 @@ class FlowTransformer(Generator):
         else:
             x = euler_maruyama(velocity, x, rng, sampler["steps"], sampler["last_step"])
         return self.scale.undo(x)
-
-    def parameter_counts(self) -> dict[str, int]:
-        """``blocks``: all; there is no vocabulary."""
-        return {"blocks": sum(p.numel() for p in self.parameters()), "vocabulary": 0}
-
-    def forward_flops(self) -> float:
-        """Counted: see :func:`flops_of`."""
-        return flops_of(self.network, self.channels, self.side, self.network.positions.device)
 
     def steps(self, sampler: dict[str, Any]) -> int | str:
         """Of the SDE; the ODE's solver chooses its own by the tolerances."""

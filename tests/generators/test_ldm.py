@@ -62,7 +62,7 @@ def by_hand(model: LatentDiffusion, labels: Tensor, rng: torch.Generator, eta: f
     for n in reversed(range(STEPS)):
         time = torch.full((2,), int(times[n]))
         with torch.no_grad():
-            given, free = (model.network(x.float(), time, c).double() for c in (labels, none))
+            given, free = (model.predict(x.float(), time, c).double() for c in (labels, none))
         noise = free + guidance * (given - free)
         start = (x - np.sqrt(1 - now[n]) * noise) / np.sqrt(now[n])
         x = np.sqrt(before[n]) * start + np.sqrt(1 - before[n] - deviation[n] ** 2) * noise
