@@ -61,7 +61,7 @@ def _generator(bench: Products, name: str, wanted: dict[str, Any], read: Read, w
         if defaults | entry == whole:
             return run_id, 1.0
     run_id = f"{name}-{wanted['tokenizer']}{'' if share == 1 else '-short'}"
-    read("generators", run_id, wanted, where)
+    read("generators", run_id, wanted, f"{where}, generator '{run_id}'")
     return run_id, share
 
 
@@ -72,7 +72,7 @@ def _samples(bench: Products, paper: str, generator: str, sampler: Words, read: 
         if defaults | entry == defaults | {**sampler, "generator": generator}:
             return run_id
     run_id = f"{generator}-{paper}"
-    read("samples", run_id, {**sampler, "generator": generator}, where)
+    read("samples", run_id, {**sampler, "generator": generator}, f"{where}, samples '{run_id}'")
     return run_id
 
 

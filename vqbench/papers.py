@@ -103,9 +103,7 @@ class Bench(Products):
 
     def _add_run(self, paper: str, kind: str, run_id: str, entry: dict[str, Any], where: str) -> None:
         if run_id in self._owner:
-            raise SpecError(
-                f"{where}: the id '{run_id}' is taken by {self._owner[run_id]}.yaml; ids are unique across papers"
-            )
+            raise SpecError(f"{where}: the id is taken by {self._owner[run_id]}.yaml; ids are unique across papers")
         self._read_run(kind, run_id, entry, where)
         self._owner[run_id] = paper
 

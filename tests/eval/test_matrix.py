@@ -196,7 +196,7 @@ def partner(**entry: Any) -> Edit:
             lambda data: data.update(
                 tokenizers={"gpt-cq-k16384-short": {"family": "channel", "dataset": "imagenet256"}}
             ),
-            r"the id 'gpt-cq-k16384-short' is taken by matrix\.yaml",
+            r"generator 'gpt-cq-k16384-short': the id is taken by matrix\.yaml",
         ),
     ],
 )
