@@ -16,6 +16,8 @@ from vqbench.jobs import finished
 from vqbench.papers import Bench, Key, Row, Table
 from vqbench.specs import digest_of
 
+REFUSED = "refused"  # the cell of a pair of tokenizer and generator that cannot be
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -105,6 +107,7 @@ def measure_row(bench: Bench, table: Table, row: Row, printed: Mapping[str, list
     if not row.run:
         return found
     states = {key: state_of(bench, key, base) for key in bench.row_keys(table, row)}
+    _add_crossings(found, bench, table)
     found.wanting = {key: state for key, (state, scores) in states.items() if scores is None}
     found.status = next(iter(sorted(found.wanting.values(), key=_worst_first)), "measured")
     specs = bench.row_specs(row)
@@ -119,10 +122,24 @@ def measure_row(bench: Bench, table: Table, row: Row, printed: Mapping[str, list
     return found
 
 
+def _add_crossings(found: MeasuredRow, bench: Bench, table: Table) -> None:
+    """Say of a row's pairs which cannot be, and which are short runs: those compare with no paper's."""
+    short: dict[str, list[str]] = {}
+    for column, source in table.columns.items():
+        pair = found.row.crossings.get(source.get("with", ""))
+        if pair and pair.refused:
+            found.cells[column] = REFUSED
+            found.notes.append(f"{column}: {REFUSED}: {pair.refused}")
+        elif pair and pair.share < 1 and (generator := bench.crossing_specs(pair).generator):
+            steps = f"short runs of {generator.training.steps} training steps ({pair.share:.0%} of the recipe's)"
+            short.setdefault(steps, []).append(column)
+    found.notes += [f"{steps}: {', '.join(columns)}" for steps, columns in short.items()]
+
+
 def _check_source(source: Mapping[Any, str], where: str) -> None:
     """A misspelt key would fill the column from another quantity or data set without a word."""
     for key in source:
-        if key not in (known := ("metric", "on", "of", "under", "times", "fact", "printed")):
+        if key not in (known := ("metric", "on", "of", "under", "times", "with", "fact", "printed")):
             hint = '; YAML 1.1 reads a bare on: as true, write "on":' if key is True else f"; {nearest(key, known)}"
             raise SpecError(f"{where}: unknown key '{key}'{hint}")
 

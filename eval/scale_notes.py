@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vqbench.papers import Bench, Row
+from vqbench.products import RowSpecs
 
 TOKENIZER = ("dataset", "resolution", "downsample", "num_tokens", "code_dim")
 TRAINING = ("steps", "batch_size")
@@ -15,15 +16,20 @@ def differences(paper: Bench, bench: Bench, row: Row) -> dict[str, tuple[str, st
     """``{"tokenizer num_codes": ("16384", "256")}``: what the row's run has at paper scale and at this one."""
     if not row.run:
         return {}
-    before, after = _settings(paper, row), _settings(bench, row)
+    before, after = ({**_settings(b.row_specs(row)), **_crossed(b, row)} for b in (paper, bench))
     names = [*before, *(name for name in after if name not in before)]
     pairs = {name: (_text(before.get(name)), _text(after.get(name))) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _settings(bench: Bench, row: Row) -> dict[str, Any]:
+def _crossed(bench: Bench, row: Row) -> dict[str, Any]:
+    """The same of what the row's columns ``with: NAME`` add, behind that name."""
+    pairs = {name: _settings(bench.crossing_specs(pair)) for name, pair in row.crossings.items()}
+    return {f"{name} {key}": value for name, settings in pairs.items() for key, value in settings.items()}
+
+
+def _settings(specs: RowSpecs) -> dict[str, Any]:
     """The sizes that readers compare runs by. Threads, seeds and loss weights are in the manifests."""
-    specs = bench.row_specs(row)
     found: dict[str, Any] = {}
     if specs.tokenizer:
         every = specs.tokenizer.model_dump() | specs.tokenizer.tokens.model_dump() | specs.tokenizer.options

@@ -39,7 +39,7 @@ def to_markdown(frame: pd.DataFrame, table: Table, note: str, folder: Path, base
     shown["manifest"] = [_links(cell, folder, base) for cell in shown["manifest"]]
     shown.columns = [name.replace("|", r"\|") for name in shown.columns]
     body = shown.to_markdown(index=False, disable_numparse=True)
-    head = f"# {table.paper}, Table {table.id}: {table.title}\n\n"
+    head = f"# {table.name}: {table.title}\n\n"
     return head + (f"{note}\n\n" if note else "") + f"{body}\n"
 
 

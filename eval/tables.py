@@ -30,9 +30,9 @@ def build_table(
 ) -> pd.DataFrame:
     """One line a row, all cells strings, "" where there is no value.
 
-    Columns: ``row``; for each column ``<col> printed`` and, where the table declares how to measure it,
-    ``<col> measured`` (with the judge's name: ``FID measured [demo-judge]``) and ``<col> 95%``, its interval; then ``N``,
-    ``protocol``, ``status``, ``manifest``, ``notes`` and ``scale``.
+    Columns: ``row``; for each column ``<col> printed`` (unless no paper prints the table) and, where the table declares
+    how to measure it, ``<col> measured`` (with the judge's name: ``FID measured [demo-judge]``) and ``<col> 95%``, its
+    interval; then ``N``, ``protocol``, ``status``, ``manifest``, ``notes`` and ``scale``.
 
     Args:
         base: folder that holds ``results/``.
@@ -98,7 +98,8 @@ def _line(bench: Bench, table: Table, found: MeasuredRow, base: Path) -> dict[st
     label, printed = found.row.label, printed_table(table)
     line = {"row": label}
     for column in table_columns(table):
-        line[f"{column} printed"] = printed.value(label, column)
+        if printed.cells:  # else no paper prints it
+            line[f"{column} printed"] = printed.value(label, column)
         if {"metric", "fact"} & table.columns.get(column, {}).keys():
             line[measured_header(bench, table, column)] = found.cells.get(column, "")
         if "metric" in table.columns.get(column, {}):
@@ -158,7 +159,7 @@ def write_table(bench: Bench, table: Table, base: Path, partial: bool = False, p
     if partial:
         return _write_partial(frame, whole)
     paper = paper or (bench if bench.scale == "paper" else bench_of("paper"))
-    note = header_note(paper, bench, table_rows(table))
+    note = " ".join(filter(None, (table.about, header_note(paper, bench, table_rows(table)))))
     write_text(whole.with_suffix(".md"), to_markdown(frame, table, note, whole.parent, base))
     write_text(whole.with_suffix(".tex"), to_latex(frame, table, note))
     write_text(whole, frame.to_csv(index=False, lineterminator="\n"))

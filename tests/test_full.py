@@ -141,8 +141,8 @@ def test_a_generator_of_latents_takes_a_step(name: str, tmp_path: Path) -> None:
 # channels give (test_ldm.py holds the same network to LDM-8's published size).
 SIZES = {
     "cq-b": (305e6 * 0.99, 305e6 * 1.01), "cq-l": (634e6 * 0.99, 634e6 * 1.01), "cq-h": (1.00e9, 1.05e9),
-    "gpt": (302e6 * 0.99, 302e6 * 1.01), "dit": (675e6 * 0.98, 675e6 * 1.02), "sit": (675e6 * 0.98, 675e6 * 1.02),
-    "ldm": (424.6e6 * 0.99, 424.6e6 * 1.01),
+    "maskgit": (305e6 * 0.99, 305e6 * 1.01), "gpt": (302e6 * 0.99, 302e6 * 1.01), "dit": (675e6 * 0.98, 675e6 * 1.02),
+    "sit": (675e6 * 0.98, 675e6 * 1.02), "ldm": (424.6e6 * 0.99, 424.6e6 * 1.01),
 }  # fmt: skip
 
 

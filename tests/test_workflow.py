@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers import copy_clone, snakemake, vqbench
 
 TARGETS = ["results/tiny/table6b.csv", "cq-b-k16384-s10", "results/tiny/cq/figures/fig4.pdf"]
@@ -175,6 +176,30 @@ def test_a_new_tokenizer_is_one_file_and_one_entry(ran: Path, tmp_path: Path) ->
     row = table(folder)[-1]
     assert row["row"] == "Mine" and row["status"] == "measured" and row["rFID printed"] == ""
     assert float(row["rFID measured [demo-judge]"]) > 0
+
+
+def test_the_matrix_trains_only_what_no_paper_does(ran: Path, tmp_path: Path) -> None:
+    """One tokenizer with two partners: the masked generator of Table 2 is there already, a short GPT is not."""
+    folder = tmp_path / "clone"
+    shutil.copytree(ran, folder, symlinks=True)
+    path = folder / "workflow" / "papers" / "matrix.yaml"
+    whole = yaml.safe_load(path.read_text())
+    columns = {
+        name: whole["tables"]["matrix"]["columns"][name] for name in ("rFID", "FID with MaskGIT", "FID with GPT")
+    }
+    whole["tables"]["matrix"].update(columns=columns, rows={"Channel-wise": {"tokenizer": "cq-k16384"}})
+    path.write_text(yaml.safe_dump(whole, sort_keys=False))
+    done = snakemake(folder, "results/tiny/matrix.csv", *TINY, "--show-failed-logs")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    ran_now = Counter(re.findall(r"^(?:local)?rule (\w+):", done.stdout + done.stderr, re.M))
+    assert ran_now == {"train_generator": 1, "sample": 1, "score_samples": 1, "own_table": 1}
+    (row,) = table(folder, "matrix.csv")
+    assert (
+        row["status"] == "measured"
+        and "short runs of 1 training steps (25% of the recipe's): FID with GPT" in row["notes"]
+    )
+    assert all(float(row[f"{name} measured [demo-judge]"]) > 0 for name in columns)
+    assert not rules(folder, "matrix")
 
 
 PATCHES = '''"""A toy family: one linear map a patch."""

@@ -15,6 +15,14 @@ class SpecError(UserError):
     """A YAML entry that cannot be run: unknown key, unknown family, impossible pair, value out of range."""
 
 
+class Impossible(SpecError):
+    """A tokenizer and a generator that cannot work together, whatever their options; `reason` says why."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.reason = reason
+
+
 class DataError(UserError):
     """A data set that is missing, empty, or holds an unreadable image."""
 

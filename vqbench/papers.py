@@ -6,16 +6,18 @@ workflow/scales/<scale>.yaml; the shape of the DAG is the papers' alone.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from vqbench.artifacts import read_json
 from vqbench.clone import CLONE, WORKFLOW, read_yaml, scale_of, scale_root, scales
 from vqbench.codebooks import check_needs, resolve_codebook
+from vqbench.crossings import cross
 from vqbench.errors import ArtifactError, SpecError, nearest
 from vqbench.graph import KINDS, TRAINED, Key, Step
-from vqbench.products import FIRST_PAPER, Figure, Products, Row, Table
+from vqbench.products import FIRST_PAPER, Crossing, Figure, Products, Row, Table
 from vqbench.resolve import KINDS as RUNS
 from vqbench.resolve import (
     Overlay,
@@ -72,6 +74,7 @@ class Bench(Products):
         for kinds in (("codebooks",), RUNS):  # one paper may use another's codebook
             for paper, data in self.papers.items():
                 self._read_runs(paper, data, kinds)
+        self.crossings = {key: found for paper, data in self.papers.items() for key, found in self._cross(paper, data)}
         self.accepted = self._read_accepted()
         self._digests: dict[Key, str] = {}
         self._drawn: dict[Key, str] = {}
@@ -91,13 +94,18 @@ class Bench(Products):
         for kind in kinds:
             for run_id, entry in (data.get(kind) or {}).items():
                 where = f"{paper}.yaml: {kind[:-1] if kind != 'samples' else kind} '{run_id}'"
-                if run_id in self._owner:
-                    raise SpecError(
-                        f"{where}: the id is taken by {self._owner[run_id]}.yaml; ids are unique across papers"
-                    )
-                self._owner[run_id] = paper
                 with understood(where):
-                    self._read_run(kind, run_id, dict(entry), where)
+                    self._add_run(paper, kind, run_id, dict(entry), where)
+
+    def _cross(self, paper: str, data: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], Crossing]]:
+        """The pairs of tokenizer and generator that the paper's tables ask for."""
+        return cross(self, paper, data, partial(self._add_run, paper))
+
+    def _add_run(self, paper: str, kind: str, run_id: str, entry: dict[str, Any], where: str) -> None:
+        if run_id in self._owner:
+            raise SpecError(f"{where}: the id is taken by {self._owner[run_id]}.yaml; ids are unique across papers")
+        self._read_run(kind, run_id, entry, where)
+        self._owner[run_id] = paper
 
     def _read_run(self, kind: str, run_id: str, entry: dict[str, Any], where: str) -> None:
         entry.pop("tables", None), entry.pop("label", None)

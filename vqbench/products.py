@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,27 @@ FIRST_PAPER = "cq"  # its tables lie at the root: results/table2.csv
 
 
 @dataclass(frozen=True)
+class Crossing:
+    """A row's tokenizer with a column's generator: the sample set, or why there can be none.
+
+    Attributes:
+        share: of its recipe's steps that the generator trains for; below 1 it is a short run.
+    """
+
+    samples: str
+    share: float = 1.0
+    refused: str = ""
+
+
+@dataclass(frozen=True)
 class Row:
-    """One row of a printed table. `run` names what is measured: {} for a row that is only reported."""
+    """One row of a printed table. `run` names what is measured: {} for a row that is only reported; `crossings` what columns
+    ``with: NAME`` add."""
 
     label: str
     run: Mapping[str, str] = field(default_factory=dict)
     status: str = "reported_only"
+    crossings: Mapping[str, Crossing] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,12 @@ class Table:
     columns: Mapping[str, Mapping[str, Any]]
     rows: tuple[Row, ...]
     ablation: bool = False
+    about: str = ""
+
+    @property
+    def name(self) -> str:
+        """``cq, Table 6b``; a table that bears its paper's name is all that is in it."""
+        return self.paper if self.id == self.paper else f"{self.paper}, Table {self.id}"
 
 
 @dataclass(frozen=True)
@@ -82,14 +103,24 @@ class Figure:
 class Products(Graph):
     """Tables and figures of one scale."""
 
+    crossings: dict[tuple[str, str, str], Crossing]  # (paper, column's ``with``, tokenizer) -> what they make
+
     @cached_property
     def tables(self) -> dict[str, Table]:
         """``<paper>/<id>`` -> table, rows added by ``tables:`` of a run included."""
         found = {}
         for paper, data in self.papers.items():
             for table_id, entry in (data.get("tables") or {}).items():
-                found[f"{paper}/{table_id}"] = self._table(paper, str(table_id), dict(entry))
+                table = self.declared(paper, str(table_id), dict(entry))
+                found[f"{paper}/{table_id}"] = replace(
+                    table, rows=tuple(self._crossed(table, row) for row in table.rows)
+                )
         return found
+
+    def _crossed(self, table: Table, row: Row) -> Row:
+        asked = {str(column["with"]) for column in table.columns.values() if "with" in column}
+        pairs = {name: self.crossings.get((table.paper, name, row.run.get("tokenizer", ""))) for name in sorted(asked)}
+        return replace(row, crossings={name: pair for name, pair in pairs.items() if pair})
 
     def table(self, name: str) -> Table:
         """A table by ``<paper>/<id>``.
@@ -109,21 +140,32 @@ class Products(Graph):
         figure: Figure = self._get("figure", self.figures, name)
         return figure
 
-    def _table(self, paper: str, table_id: str, entry: dict[str, Any]) -> Table:
+    def declared(self, paper: str, table_id: str, entry: dict[str, Any]) -> Table:
+        """A table as its entry says, without the crossings of its rows.
+
+        Raises:
+            SpecError: unknown or missing key, a row that names no run, a column ``with`` what the paper does not have.
+        """
         where = f"{paper}.yaml: table '{table_id}'"
         for key in entry:
-            if key not in (known := {"title", "columns", "rows", "ablation"}):
+            if key not in (known := {"title", "about", "columns", "rows", "ablation"}):
                 raise SpecError(f"{where}: unknown key '{key}'; {nearest(key, known)}")
         for key in ("title", "columns"):
             if key not in entry:
                 raise SpecError(f"{where}: key '{key}' is missing")
+        for column, source in entry["columns"].items():
+            if "with" in source and source["with"] not in (partners := self.papers[paper].get("partners") or {}):
+                raise SpecError(
+                    f"{where}: column '{column}' is with '{source['with']}'; {nearest(source['with'], partners)}"
+                )
         rows = [self._row(label, dict(run), where) for label, run in (entry.get("rows") or {}).items()]
         for owner, data in self.papers.items():
             for run_id, run in (data.get("tokenizers") or {}).items():
                 wanted = [str(t) if "/" in str(t) else f"{owner}/{t}" for t in (run or {}).get("tables", ())]
                 if f"{paper}/{table_id}" in wanted:
                     rows.append(Row(str(run.get("label", run_id)), {"tokenizer": run_id}, "measured"))
-        return Table(paper, table_id, entry["title"], entry["columns"], tuple(rows), bool(entry.get("ablation")))
+        return Table(paper, table_id, entry["title"], entry["columns"], tuple(rows), bool(entry.get("ablation")),
+                     entry.get("about", ""))  # fmt: skip
 
     def _row(self, label: str, run: dict[str, str], where: str) -> Row:
         known: dict[str, Mapping[str, object]] = {
@@ -142,6 +184,9 @@ class Products(Graph):
         return Row(label, run, "measured")
 
     def table_path(self, table: Table) -> str:
+        """``results/table2.csv``; of a table that bears its paper's name ``results/matrix.csv``."""
+        if table.id == table.paper:
+            return f"{self.root}/{table.paper}.csv"
         return f"{self.paper_root(table.paper)}/table{table.id}.csv"
 
     def paper_root(self, paper: str) -> str:
@@ -165,7 +210,11 @@ class Products(Graph):
 
     def column_key(self, row: Row, column: Mapping[str, Any]) -> Key | None:
         """The score artifact that a metric's cell is read from: of the row's samples or classifier where it has one, unless
-        the column is ``of: tokenizer``; None where the row has no such scores."""
+        the column is ``of: tokenizer``; of the samples by the generator that it is ``with``; None where the row has no such
+        scores."""
+        if "with" in column:
+            pair = row.crossings.get(column["with"])
+            return ("sample-scores", pair.samples) if pair and pair.samples else None
         for kind in ("samples", "classifier"):
             if kind in row.run and column.get("of", kind) == kind:
                 return f"{kind.removesuffix('s')}-scores", row.run[kind]
@@ -217,12 +266,34 @@ class Products(Graph):
 
     def _table_digest(self, table: Table) -> str:
         specs = [self.row_specs(r) for r in table.rows]
-        parts = [[digest_of(s) for s in found.every] for found in specs]
+        parts = [[*self._made(found), *self._crossed_with(r)] for r, found in zip(table.rows, specs, strict=True)]
         rows = [[r.label, dict(r.run), r.status, made] for r, made in zip(table.rows, parts, strict=True)]
         families = sorted({f"vqbench.generators.{found.generator.family}" for found in specs if found.generator})
         code = code_digest(["vqbench.eval.tables", *families])
-        body = {"title": table.title, "columns": table.columns, "rows": rows, "about": self.overlay.about}
+        body = {
+            "title": table.title,
+            "columns": table.columns,
+            "rows": rows,
+            "about": [table.about, self.overlay.about],
+        }
         return digest_of({"table": body, "code": code, "kept": self.kept(self.table_keys(table))})
+
+    def _made(self, found: RowSpecs) -> list[str]:
+        return [digest_of(spec) for spec in found.every]
+
+    def _crossed_with(self, row: Row) -> list[Any]:
+        """What a row's columns ``with: NAME`` are made from."""
+        return [
+            [name, pair.share, pair.refused, *self._made(self.crossing_specs(pair))]
+            for name, pair in row.crossings.items()
+        ]
+
+    def crossing_specs(self, pair: Crossing) -> RowSpecs:
+        """The specs of a crossing's samples and generator; none of one that is refused."""
+        if not pair.samples:
+            return RowSpecs()
+        samples = self.samples[pair.samples]
+        return RowSpecs(samples, self.generators[samples.generator])
 
     def row_specs(self, row: Row) -> RowSpecs:
         """The specs of a row's run, from its samples down to the tokenizer."""

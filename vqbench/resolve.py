@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from vqbench.errors import SpecError, nearest
+from vqbench.errors import Impossible, SpecError, nearest
 from vqbench.rooms import Room, families, family_literals
 from vqbench.shapes import ScaleShape
 from vqbench.specs import (
@@ -126,8 +126,10 @@ def recipe_of(recipes: Mapping[str, Mapping[str, Any]], name: str, where: str) -
 def resolve_training(recipe: Mapping[str, Any], images: int, where: str) -> dict[str, Any]:
     """Turn ``epochs``, ``start_epoch`` and ``warmup_epochs`` into steps for a data set of `images` images.
 
+    A run that asks for a ``share`` is that part of its recipe's length, at every scale.
+
     Raises:
-        SpecError: neither steps nor epochs given, or one of them not positive.
+        SpecError: neither steps nor epochs given, one of them not positive, or no share.
     """
     data: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in recipe.items()}
     for key in ("steps", "epochs", "batch_size"):
@@ -141,7 +143,19 @@ def resolve_training(recipe: Mapping[str, Any], images: int, where: str) -> dict
         if isinstance(data.get(part), dict):
             _to_steps(data[part], name, per_epoch, data["steps"], where)
     data.setdefault("micro_batch", data.get("batch_size"))
-    return data
+    return _cut(data, where)
+
+
+def _cut(training: dict[str, Any], where: str) -> dict[str, Any]:
+    """`training` with all its numbers of steps cut to its ``share``: the warm-up stays the same part of the whole."""
+    share = training.pop("share", 1.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise SpecError(f"{where}: 'share' is {share!r}: expected a part of the recipe's steps, above 0 and at most 1")
+    for part, name, least in ((training, "steps", 1), (training.get("discriminator"), "start_step", 0),
+                              (training.get("schedule"), "warmup_steps", 0)):  # fmt: skip
+        if isinstance(part, dict) and share < 1 and isinstance(part.get(name), int | float):
+            part[name] = max(least, round(share * part[name]))
+    return training
 
 
 def _to_steps(part: dict[str, Any], name: str, per_epoch: float, steps: int, where: str) -> None:
@@ -195,7 +209,7 @@ def resolve_generator(
     """One ``generators:`` entry at one scale.
 
     Raises:
-        SpecError: also for a tokenizer that the family declares not to accept, with the family's reason.
+        SpecError: also for a tokenizer that the family declares not to accept (:class:`Impossible`), with its reason.
     """
     own = _split(entry, {"family", "tokenizer", "recipe", "seed", "training"}, "generators", where)
     common, family = own["common"], own["family"]
@@ -254,9 +268,10 @@ def _check_guided(sampler: Mapping[str, Any], generator: GeneratorSpec, name: st
     if guidance == 1:
         return
     if generator.num_classes == 1:
-        raise SpecError(
-            f"{where}: guidance is {guidance}, and '{name}' has learned one class alone (data set "
-            f"'{generator.dataset}'): there is nothing to guide by; set guidance: 1.0"
+        raise Impossible(
+            where,
+            f"guidance is {guidance}, and '{name}' has learned one class alone (data set '{generator.dataset}'): there is "
+            "nothing to guide by; set guidance: 1.0",
         )
     if generator.training.class_drop == 0:
         raise SpecError(
@@ -429,8 +444,12 @@ def _token_spec(found: Mapping[str, Any], options: Mapping[str, Any], resolution
 
 
 def _check_accepts(found: Mapping[str, Any], tokens: TokenSpec, where: str) -> None:
-    """The family's ``ACCEPTS`` literal: field of TokenSpec -> {values, why}."""
+    """The family's ``ACCEPTS`` literal: field of TokenSpec -> {values, why}.
+
+    Raises:
+        Impossible: with the family's reason.
+    """
     for name, rule in found.get("ACCEPTS", {}).items():
         value = getattr(tokens, name)
         if value not in rule["values"]:
-            raise SpecError(f"{where}: its {name} is {value!r}, accepted: {rule['values']}; {rule['why']}")
+            raise Impossible(where, f"its {name} is {value!r}, accepted: {rule['values']}; {rule['why']}")

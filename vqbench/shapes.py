@@ -24,6 +24,7 @@ class TableShape(Spec):
     """``tables:`` of a paper."""
 
     title: str
+    about: str = ""
     columns: dict[str, dict[str, str | float]]
     rows: dict[str, dict[str, str]] | None = None
     ablation: bool = False
@@ -38,6 +39,13 @@ class FigureShape(Spec):
     tables: list[Scalar] = Field(default_factory=list)
 
 
+class PartnerShape(Spec):
+    """``partners:`` of a paper: the generator that a column ``with: NAME`` pairs each row's tokenizer with, and its sampler."""
+
+    generator: dict[str, Any]
+    samples: dict[str, Any] = Field(default_factory=dict)
+
+
 class PaperShape(Spec):
     """workflow/papers/<paper>.yaml."""
 
@@ -48,6 +56,7 @@ class PaperShape(Spec):
     generators: Entries | None = None
     samples: Entries | None = None
     classifiers: Entries | None = None
+    partners: dict[str, PartnerShape] | None = None
     tables: dict[Scalar, TableShape] | None = None
     figures: dict[Scalar, FigureShape] | None = None
     controls: list[str] = Field(default_factory=list)
@@ -96,7 +105,7 @@ def check_paper(paper: str, data: dict[str, Any]) -> None:
         SpecError: names file, key and value.
     """
     parse(PaperShape, data, f"{paper}.yaml")
-    for part in ("codebooks", "tokenizers", "generators", "samples", "classifiers", "tables", "figures"):
+    for part in ("codebooks", "tokenizers", "generators", "samples", "classifiers", "partners", "tables", "figures"):
         check_names(data.get(part) or {}, f"{paper}.yaml: {part}")
 
 

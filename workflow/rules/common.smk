@@ -182,8 +182,9 @@ def settle_tables():
 
 
 def table_name(wc):
-    """<paper>/<id>; the first paper's tables lie at the root."""
-    return f"{getattr(wc, 'paper', FIRST_PAPER)}/{wc.table}"
+    """<paper>/<id>; the first paper's tables lie at the root, and so does a table that bears its paper's name."""
+    paper = getattr(wc, "paper", FIRST_PAPER)
+    return f"{paper}/{getattr(wc, 'table', paper)}"
 
 
 @user_errors

@@ -47,6 +47,22 @@ use rule table as paper_table with:
         "{root}/benchmarks/tables/{paper}-{table}.tsv"
 
 
+use rule table as own_table with:
+    output:
+        csv=report(
+            "{root}/{paper}.csv",
+            caption="../report/own_table.rst",
+            category="Tables",
+            labels={"paper": "{paper}", "table": "all", "format": "CSV"},
+        ),
+        md="{root}/{paper}.md",
+        tex="{root}/{paper}.tex",
+    log:
+        "{root}/logs/tables/{paper}.log",
+    benchmark:
+        "{root}/benchmarks/tables/{paper}.tsv"
+
+
 rule figure:
     input:
         figure_inputs,
