@@ -38,8 +38,7 @@ def closure(roots: Iterable[str]) -> dict[str, Path]:
     todo = list(roots)
     while todo:
         module = todo.pop()
-        path = module_file(module)
-        if module in found or module in NEUTRAL or path is None:
+        if module in found or module in NEUTRAL or (path := module_file(module)) is None:
             continue
         found[module] = path
         todo.extend(_scan(path, path.stat().st_mtime_ns)[1])

@@ -96,6 +96,8 @@ class Graph:
     accepted: dict[str, dict[str, str]]
     _owner: dict[str, str]
     _digests: dict[Key, str]
+    _codes: dict[tuple[str, ...], str]
+    _protocols: dict[str, dict[str, Any]]
     _drawn: dict[Key, str]
 
     def role(self, role: str) -> str:
@@ -117,10 +119,12 @@ class Graph:
         Raises:
             SpecError: there is none of that name, or it is not of a protocol's shape.
         """
-        known = {path.stem: path for path in (PACKAGE / "eval" / "protocols").glob("*.yaml")}
-        data = read_yaml(self._get("protocol", known, name))
-        load("eval", "protocols").read_protocol(data)
-        return data
+        if name not in self._protocols:
+            known = {path.stem: path for path in (PACKAGE / "eval" / "protocols").glob("*.yaml")}
+            data = read_yaml(self._get("protocol", known, name))
+            load("eval", "protocols").read_protocol(data)
+            self._protocols[name] = data
+        return self._protocols[name]
 
     def ood(self, tokenizer: str) -> tuple[str, ...]:
         """Data sets beside its own on which a tokenizer is scored (MS-COCO in the cq paper)."""
@@ -285,12 +289,18 @@ class Graph:
             now = digest_of({
                 "kind": step.kind,
                 "spec": plain(step.spec),
-                "code": code_digest(step.roots),
+                "code": self._code(step.roots),
                 "upstream": {"/".join(k): self.digest(k) for k in step.upstream},
             })  # fmt: skip
             kept = self.accepted.get("/".join(key), {})
             self._digests[key] = kept["digest"] if kept.get("current") == now else now
         return self._digests[key]
+
+    def _code(self, roots: tuple[str, ...]) -> str:
+        """The digest of a step's code, read once: hundreds of steps share some twenty closures."""
+        if roots not in self._codes:
+            self._codes[roots] = code_digest(roots)
+        return self._codes[roots]
 
     def asked(self) -> dict[Key, str]:
         """The digests that were asked for so far: of a DAG, those of its jobs and all upstream of them."""

@@ -77,6 +77,8 @@ class Bench(Products):
         self.crossings = {key: found for paper, data in self.papers.items() for key, found in self._cross(paper, data)}
         self.accepted = self._read_accepted()
         self._digests: dict[Key, str] = {}
+        self._codes: dict[tuple[str, ...], str] = {}
+        self._protocols: dict[str, dict[str, Any]] = {}
         self._drawn: dict[Key, str] = {}
 
     def _pretrained(self, name: str, entry: dict[str, Any]) -> PretrainedSpec:

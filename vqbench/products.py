@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vqbench.closure import code_digest
 from vqbench.errors import SpecError, nearest
 from vqbench.graph import Graph, Key
 from vqbench.specs import ClassifierSpec, GeneratorSpec, SampleSpec, Spec, TokenizerSpec, digest_of
@@ -269,7 +268,7 @@ class Products(Graph):
         parts = [[*self._made(found), *self._crossed_with(r)] for r, found in zip(table.rows, specs, strict=True)]
         rows = [[r.label, dict(r.run), r.status, made] for r, made in zip(table.rows, parts, strict=True)]
         families = sorted({f"vqbench.generators.{found.generator.family}" for found in specs if found.generator})
-        code = code_digest(["vqbench.eval.tables", *families])
+        code = self._code(("vqbench.eval.tables", *families))
         body = {
             "title": table.title,
             "columns": table.columns,
@@ -308,12 +307,12 @@ class Products(Graph):
         """What a figure is made from, its runs aside."""
         figure = self.figure(name)
         body = {"kind": figure.kind, "title": figure.title, "runs": {k: list(v) for k, v in figure.runs.items()}}
-        code = ["vqbench.eval.figures"]
-        return self._asked_once(("figure", name), lambda: digest_of({"figure": body, "code": code_digest(code)}))
+        code = self._code(("vqbench.eval.figures",))
+        return self._asked_once(("figure", name), lambda: digest_of({"figure": body, "code": code}))
 
     def scores_digest(self) -> str:
         """What scores.csv is made from, the scores aside."""
-        return self._asked_once(("scores", ""), lambda: code_digest(["vqbench.eval.scoreboard"]))
+        return self._asked_once(("scores", ""), lambda: self._code(("vqbench.eval.scoreboard",)))
 
     @cached_property
     def figures(self) -> dict[str, Figure]:
