@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from forks import STAGES, Forks, made, store_of
 from helpers import copy_clone, environment, vqbench
 
@@ -104,6 +105,26 @@ def test_a_generator_and_its_samples_save_at_sigterm_and_go_on(forks: Forks, sta
     again = forks.run(*STAGES[stage])
     assert again.status == 0 and ("resumed" in again.text or stage == "sample"), again.text
     assert made(manifest) == undisturbed
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_job_that_waits_for_anothers_lock_stops_as_a_loop_does(clone: Path, number: signal.Signals) -> None:
+    """Else a time limit that comes meanwhile would fail the job, instead of queueing it again."""
+    assert vqbench(clone, "check-dataset", "photos-tiny", "--scale", "tiny").returncode == 0
+    store = next((clone / "results/tiny/store/dataset/photos-tiny").iterdir())
+    with FileLock(store / ".lock"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vqbench.cli", "check-dataset", "photos-tiny", "--scale", "tiny"],
+            cwd=clone, env=environment(clone, SLURM_JOB_ID="1"), stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert "another process right now; waiting" in said
+        time.sleep(1)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == os.EX_TEMPFAIL and f"stopped by {number.name} at its wait" in said, said
+    assert "Traceback" not in said and not (store / "failure.json").exists()
 
 
 def test_outside_of_a_loop_signals_do_what_they_always_do() -> None:

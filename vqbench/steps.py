@@ -34,6 +34,7 @@ from vqbench.errors import (
     naming,
 )
 from vqbench.jobs import Job, check_owner
+from vqbench.notice import Notice
 from vqbench.papers import KINDS, Bench, Key, score_keys
 from vqbench.run_record import run_record
 from vqbench.specs import digest_of, plain
@@ -77,16 +78,26 @@ def _held(job: Job) -> Iterator[None]:
     """The step's lock. A job on a cluster waits for it: the other may be left from a node or a Snakemake that died."""
     lock, busy = FileLock(job.store / ".lock"), f"{'/'.join(job.key)} is being made by another process right now"
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if "SLURM_JOB_ID" not in os.environ:
-            raise ArtifactError(f"{busy}; wait for it to end") from None
-        print(f"vqbench: {busy}; waiting for it to end", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if "SLURM_JOB_ID" not in os.environ:
+                raise ArtifactError(f"{busy}; wait for it to end") from None
+            print(f"vqbench: {busy}; waiting for it to end", file=sys.stderr, flush=True)
+            _wait_for(lock)
         yield
     finally:
         lock.release()
+
+
+def _wait_for(lock: FileLock) -> None:
+    """Told to stop meanwhile, a wait ends as a loop does: a Slurm job's time limit queues it again, and spends no retry."""
+    with Notice() as notice:
+        while not (lock.is_locked or notice.given):
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=0.5)
+        if notice.given:
+            raise notice.stopped("its wait for that process")
 
 
 def accept(key: Key, scale: str, reason: str, base: Path | None = None) -> str:
