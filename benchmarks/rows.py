@@ -25,7 +25,7 @@ class Plan:
     folder: Path
     images: int = 200
     confirm: int = 1000  # images a side, once; 0: not at all
-    files: int = 2000
+    files: int = 10_000
     runs: int = 3
     scale: int = 1  # divides the sizes of kernels
     threads: int = 2
@@ -196,7 +196,21 @@ def reading(plan: Plan) -> Iterator[Row]:
                   statistics.median(speed) / rate, f"{min(speed):.0f} to {max(speed):.0f} images/s", 1.0)  # fmt: skip
 
 
+def planning(plan: Plan) -> Iterator[Row]:
+    """Waiting before the first job: medians of seconds, one thread as `make` sets it."""
+    found = python(plan, HERE / "planning.py", plan.runs)
+    times = found["seconds"]
+    read = statistics.median(times["snakefile"]) - statistics.median(times["empty"])
+    yield Row("planning", "reading the Snakefile", "1 s", read, "beside an empty one", 1.0, True, " s")
+    cases = [("papers", f"snakemake -n of all {found['tables']} tables at paper scale"),
+             ("again", f"a second run of the finished demo, {found['there']} tables")]  # fmt: skip
+    for name, work in cases:
+        if took := times[name]:
+            spread = f"{min(took):.1f} to {max(took):.1f} s"
+            yield Row("planning", work, "10 s", statistics.median(took), spread, 10.0, True, " s")
+
+
 CASES: dict[str, Callable[[Plan], Iterator[Row]]] = {
     "judged": judged, "suite": suite, "ssim": ssim, "frechet": frechet, "neighbours": neighbours,
-    "nearest": nearest, "reading": reading,
+    "nearest": nearest, "reading": reading, "planning": planning,
 }  # fmt: skip
