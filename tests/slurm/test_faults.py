@@ -150,7 +150,8 @@ def test_a_run_that_is_cancelled_signalled_sliced_and_loses_its_node(
     # the next call goes on
     with Watched(cluster, folder) as job:
         stopped_on_its_way(cluster, folder, job)
-        assert job.told("Restarts") == "3" and job.told("JobState") == "COMPLETED"
+        assert int(job.told("Restarts")) >= 3, "a slower machine needs further slices"
+        assert job.told("JobState") == "COMPLETED"
 
     assert calm[1].wait(timeout=120) == 0, (calm[0] / "calm.log").read_text()[-2000:]
     assert made(folder) == made(calm[0])
