@@ -14,12 +14,13 @@ from torch import nn
 from vqbench.cli import main
 from vqbench.errors import ArtifactError, DataError, MissingWeights, SpecError
 from vqbench.eval.base import Batch
-from vqbench.eval.evaluate import evaluate, make_request, score
+from vqbench.eval.evaluate import evaluate, score
 from vqbench.eval.evaluator import Evaluator
 from vqbench.eval.extras import Extras
 from vqbench.eval.make_statistics import statistics
 from vqbench.eval.protocols import Distance, Protocol, load_protocol
 from vqbench.eval.psnr import Psnr
+from vqbench.eval.request import make_request
 from vqbench.eval.set_metrics import BUILD
 from vqbench.eval.ssim import Ssim
 
