@@ -131,6 +131,15 @@ class SetMetric(Facts, ABC):
         """``{name: estimate}``."""
 
 
+def shape(size: tuple[int, ...]) -> str:
+    """(H, W) for people: width x height.
+
+    >>> shape((480, 640))
+    '640x480'
+    """
+    return f"{size[1]}x{size[0]}"
+
+
 def check_alike(what: str, mine: Mapping[str, object], theirs: Mapping[str, object]) -> None:
     """Refuse to merge shards that were made under different settings: their sum would be no set's number.
 

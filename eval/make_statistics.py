@@ -66,6 +66,7 @@ def statistics(
     header = meta(found, source.digest(), request.judges.digests) | {
         "count": known.count,
         "crop": crop,
+        "classes": source.class_sizes(),
         "converted": dict(sorted(source.converted.items())),
         "sizes": [[*size, count] for size, count in sorted(source.sizes.items())],
     }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.errors import SpecError
-from vqbench.eval.decoding_images import shape
+from vqbench.eval.base import shape
 from vqbench.eval.exact_mean import PairMean
 from vqbench.pretrained import classifier_lpips, open_lpips
 

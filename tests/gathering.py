@@ -19,17 +19,19 @@ from vqbench.eval.evaluator import Evaluator
 from vqbench.eval.feature_set import FeatureSet
 from vqbench.eval.protocols import load_protocol
 from vqbench.eval.psnr import Psnr
+from vqbench.eval.seen import Seen
 from vqbench.eval.set_metrics import set_metrics
 from vqbench.eval.unique_ratio import UniqueRatio
 from vqbench.eval.usage import Usage
 from vqbench.seeds import numpy_rng
 
 IMAGES, BATCH, LENGTH, CODES = 61, 4, 12, 16
+OWN = 50  # images from here on are copies of the first ones
 
 
 def batch_of(part: slice) -> Batch:
     """Images, originals, ids and a judge's features that follow from their indices."""
-    rngs = [numpy_rng(0, "gathered", index) for index in range(part.start, part.stop)]
+    rngs = [numpy_rng(0, "gathered", index % OWN) for index in range(part.start, part.stop)]
     pixels = np.stack([rng.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8) for rng in rngs])
     rows = torch.from_numpy(np.stack([rng.normal(size=LENGTH).astype(np.float32) for rng in rngs]))
     ids = np.stack([rng.integers(0, CODES, (9, 1)) for rng in rngs])
@@ -70,14 +72,19 @@ def main(folder: Path) -> None:
     protocol = load_protocol("demo")
     sets = set_metrics(["fid", "is", "precision", "recall"], protocol)
     evaluator = Evaluator([Psnr(protocol.psnr), Usage(CODES), UniqueRatio()], sets)
+    seen = Seen(IMAGES, (8, 8))
     for part in distributed.share(list(batches(IMAGES, BATCH))):
-        evaluator.see(batch_of(part))
+        evaluator.see(batch := batch_of(part))
+        assert batch.images is not None
+        seen.add(batch.indices, batch.images, "array")
     evaluator.gather()
+    seen.gather()
     assert evaluator.features is not None
     held = {"images": evaluator.features.count, "given": one_at_a_time()}
     (folder / f"{distributed.rank()}.json").write_text(json.dumps(held))
     if distributed.rank() == 0:
-        found = {name: list(estimate) for _, name, estimate in evaluator.compute(reference())}
+        found: dict[str, object] = {name: list(each) for _, name, each in evaluator.compute(reference())}
+        found |= {"copies": seen.copies(), "digest": seen.digest(), "formats": seen.formats}
         (folder / "found.json").write_text(json.dumps(found))
     distributed.leave()
 

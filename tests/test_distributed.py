@@ -135,6 +135,9 @@ def test_tokens_samples_and_scores_are_gathered_exactly(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
         after = json.loads(path.read_text())
         assert after["outputs"] == before["outputs"] and after["facts"] == before["facts"], name
+        if "scores" in kind:
+            warnings = json.loads((clone / after["store"] / "scores.json").read_text())["warnings"]
+            assert any("fid of 40 generated images" in warning for warning in warnings) == (kind == "sample-scores")
         assert json.loads(path.with_name("run.json").read_text())["processes"] == processes
 
 
@@ -153,6 +156,7 @@ def test_the_first_process_alone_holds_what_all_saw(tmp_path: Path) -> None:
         assert [each["images"] for each in held] == [61, *own[1:-1], *([own[-1] - 3] if processes > 1 else [])]
         assert [each["given"] for each in held] == [list(range(1, processes)), *[[]] * (processes - 1)]
     assert found[1] == found[2] == found[3], "the same bytes"
+    assert json.loads(found[1])["copies"] == 11
 
 
 @pytest.mark.timeout(300)
