@@ -10,10 +10,13 @@ Letters: B images, H W pixels, d feature length, N ids an image, Q codes a posit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
+
+from vqbench.errors import SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +103,11 @@ class Metric(Facts, ABC):
 
     @abstractmethod
     def merge(self, other: Self) -> None:
-        """Add all that `other`, of the same settings, was given."""
+        """Add all that `other` was given.
+
+        Raises:
+            SpecError: `other` has other settings (:func:`check_alike`).
+        """
 
     @abstractmethod
     def compute(self) -> dict[str, Estimate]:
@@ -114,6 +121,36 @@ class SetMetric(Facts, ABC):
     moments: ClassVar[frozenset[Layer]]  # layers of which mean and covariance are enough
     reference_rows: ClassVar[frozenset[Layer]] = frozenset()  # layers whose features must be kept of the reference
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """What it was made with, which is all that it holds: shards of one set are compared by equal ones."""
+        return dict(vars(self))
+
     @abstractmethod
     def compute(self, generated: FeatureSet, reference: FeatureSet) -> dict[str, Estimate]:
         """``{name: estimate}``."""
+
+
+def shape(size: tuple[int, ...]) -> str:
+    """(H, W) for people: width x height.
+
+    >>> shape((480, 640))
+    '640x480'
+    """
+    return f"{size[1]}x{size[0]}"
+
+
+def check_alike(what: str, mine: Mapping[str, object], theirs: Mapping[str, object]) -> None:
+    """Refuse to merge shards that were made under different settings: their sum would be no set's number.
+
+    Args:
+        what: what is merged, for people.
+        mine, theirs: setting -> value, all that must be equal.
+
+    Raises:
+        SpecError: some are not; names those alone, with both values.
+    """
+    names = [name for name in dict.fromkeys((*mine, *theirs)) if mine.get(name) != theirs.get(name)]
+    if names:
+        differing = "; ".join(f"{name} {mine.get(name)} and {theirs.get(name)}" for name in names)
+        raise SpecError(f"{what}: shards of different settings cannot be merged ({differing}); score both alike")

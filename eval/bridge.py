@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from vqbench.errors import SpecError, UserError
-from vqbench.eval.evaluate import Images, Request, make_request, score
+from vqbench.eval.evaluate import score
 from vqbench.eval.extras import Extras
 from vqbench.eval.judges import with_judge
 from vqbench.eval.protocols import FOLDER, Protocol, load_protocol
+from vqbench.eval.request import Images, Request, make_request
 from vqbench.eval.set_metrics import BUILD, set_metrics
 from vqbench.specs import digest_of
 

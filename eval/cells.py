@@ -27,6 +27,7 @@ class Scores:
         metrics: ``{name: {"value", "low", "high", "interval", "unit", "higher_is_better", "n"}}``.
         manifest: path of its manifest, relative to the clone.
         accepted: keys, itself or upstream, that were kept under changed code by ``vqbench accept``.
+        warnings: what makes its numbers wrong or not comparable, one sentence each.
     """
 
     key: Key
@@ -35,6 +36,7 @@ class Scores:
     protocol_digest: str
     manifest: str
     accepted: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def metric(self, base: str) -> tuple[str, Mapping[str, Any] | None]:
         """The metric's real name under the protocol (``fid[demo-judge]``) and its entry, None if it was not scored."""
@@ -53,7 +55,8 @@ def open_scores(bench: Bench, key: Key, base: Path) -> Scores:
     data = read_json(done.file("scores.json"))
     protocol = data["protocol"]
     digest = data.get("protocol_digest") or digest_of(protocol)
-    return Scores(key, data["metrics"], protocol, digest, bench.manifest(key), tuple(bench.kept([key])))
+    warnings = tuple(data.get("warnings", ()))  # scores that were accepted may be older than these
+    return Scores(key, data["metrics"], protocol, digest, bench.manifest(key), tuple(bench.kept([key])), warnings)
 
 
 def state_of(bench: Bench, key: Key, base: Path) -> tuple[str, Scores | None]:
@@ -99,6 +102,11 @@ class MeasuredRow:
     scores: dict[str, Scores] = field(default_factory=dict)
     wanting: dict[Key, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Those of all its scores, each once."""
+        return list(dict.fromkeys(warning for scores in self.scores.values() for warning in scores.warnings))
 
 
 def measure_row(bench: Bench, table: Table, row: Row, printed: Mapping[str, list[str]], base: Path) -> MeasuredRow:

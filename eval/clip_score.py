@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vqbench.clip import open_clip_network
 from vqbench.errors import ArtifactError, SpecError
-from vqbench.eval.base import Batch, Estimate, Metric
+from vqbench.eval.base import Batch, Estimate, Metric, check_alike
 from vqbench.eval.exact_mean import ExactMean
 
 
@@ -86,9 +86,12 @@ class ClipScore(Metric):
         return found
 
     def merge(self, other: Self) -> None:
-        """Add a shard's images, scored by the same network."""
-        if self.architecture != other.architecture:
-            raise SpecError(f"scores of {self.architecture} and {other.architecture} cannot be merged")
+        """Add a shard's images.
+
+        Raises:
+            SpecError: scored by another network.
+        """
+        check_alike("clip_score", {"architecture": self.architecture}, {"architecture": other.architecture})
         self.mean.merge(other.mean)
 
     def compute(self) -> dict[str, Estimate]:

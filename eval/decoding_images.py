@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vqbench.data import centre_crop, resize_centre
 from vqbench.errors import DataError
+from vqbench.eval.base import shape
 from vqbench.eval.protocols import ImageRules
 
 # What Pillow raises on damaged files, beside OSError of truncated ones.
@@ -123,15 +124,6 @@ def fit(image: Image.Image | np.ndarray, size: tuple[int, int], rules: ImageRule
 def size_of(image: Image.Image | np.ndarray) -> tuple[int, int]:
     """(H, W) of an image."""
     return (image.shape[0], image.shape[1]) if isinstance(image, np.ndarray) else (image.height, image.width)
-
-
-def shape(size: tuple[int, ...]) -> str:
-    """(H, W) for people: width x height.
-
-    >>> shape((480, 640))
-    '640x480'
-    """
-    return f"{size[1]}x{size[0]}"
 
 
 def cores() -> int:

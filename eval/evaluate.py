@@ -7,11 +7,9 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -25,43 +23,16 @@ from vqbench.eval.extras import NEEDS, Extras, open_extras
 from vqbench.eval.feature_set import FeatureSet
 from vqbench.eval.features import Extractor
 from vqbench.eval.guards import Guards
-from vqbench.eval.judges import Judges, with_judge
 from vqbench.eval.libraries import score_with_libraries
 from vqbench.eval.pair_metrics import PAIRED, pair_metrics
 from vqbench.eval.passes import collect, pass_over, pass_over_pairs, reference_features
-from vqbench.eval.protocols import Protocol, load_protocol
+from vqbench.eval.protocols import Protocol
 from vqbench.eval.reference import expected
 from vqbench.eval.report import report_of
-from vqbench.eval.scoring import device_of, scoring_device
+from vqbench.eval.request import Engine, Images, Request, make_request
 from vqbench.eval.set_metrics import BUILD, set_metrics
-from vqbench.eval.sources import Source, open_source
+from vqbench.eval.sources import Source
 from vqbench.eval.statistics_file import Reference, is_statistics, open_statistics
-
-Engine = Literal["vqbench", "reference"]
-Images = str | Path | np.ndarray | torch.Tensor | torch.utils.data.Dataset[Any] | Source
-
-
-@dataclass
-class Request:
-    """What is asked for, checked: nothing is read yet."""
-
-    protocol: Protocol
-    names: list[str]
-    explicit: bool  # named by the user: what cannot be computed is then an error, not a warning
-    pairs: bool
-    device: torch.device
-    judges: Judges
-    value_range: tuple[float, float] | None = None
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def open(self, what: Images, like: Source | None = None, crop: tuple[int, int] | None = None) -> Source:
-        """A source under the protocol's image rules: cropped to `crop` or to the size of `like`, or as the files are."""
-        uncropped = self.protocol.images.crop == "none"
-        if like is not None and not uncropped:
-            crop = like.size
-        any_size = uncropped and not self.pairs  # the network resizes each; pairs must fit each other
-        enlarge = like is None or not self.pairs  # an original that is enlarged is none
-        return open_source(what, self.protocol.images, crop, self.value_range, any_size, enlarge)
 
 
 def evaluate(
@@ -145,39 +116,6 @@ class Done(NamedTuple):
     left: list[str]
     reference: Source | Reference | None
     predicted: np.ndarray | None = None
-
-
-def make_request(
-    protocol: str | Protocol,
-    metrics: Sequence[str] | None,
-    pairs: bool,
-    judge: str | None,
-    weights: Mapping[str, str | Path | nn.Module] | None,
-    device: str | torch.device | None,
-    referenced: bool,
-    value_range: tuple[float, float] | None,
-) -> Request:
-    """Check what is asked for; arguments as :func:`evaluate`'s, `referenced`: whether there is a reference."""
-    found = load_protocol(protocol) if isinstance(protocol, str) else protocol
-    found = with_judge(found, judge) if judge else found
-    where = scoring_device()  # and TF32 off, whichever device is taken
-    where = device_of(device) if device else where
-    known = [*BUILD, *PAIRED, *NEEDS]
-    for name in metrics or ():
-        if name not in known:
-            raise SpecError(f"unknown metric '{name}'; {nearest(name, known)}")
-        if name in PAIRED and not pairs:
-            raise SpecError(f"'{name}' compares pairs; say --pairs and give the originals as --reference")
-    names = list(dict.fromkeys(metrics)) if metrics else _default_names(found, pairs, referenced)
-    return Request(found, names, bool(metrics), pairs, where, Judges(found, where, weights), value_range)
-
-
-def _default_names(protocol: Protocol, pairs: bool, referenced: bool) -> list[str]:
-    if pairs:  # reconstructions: FID goes by its name there, IS and P/R are for generated sets
-        return ["rfid", *(name for name in protocol.metrics if name in PAIRED)]
-    if not referenced:
-        return [name for name in protocol.metrics if name == "is"]
-    return [name for name in protocol.metrics if name not in PAIRED]
 
 
 def _needed(reference: Images | None) -> Images:

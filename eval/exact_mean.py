@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from torch import nn
 
 from vqbench.errors import ArtifactError, SpecError
-from vqbench.eval.base import Batch, Estimate, Metric
+from vqbench.eval.base import Batch, Estimate, Metric, check_alike
 from vqbench.eval.intervals import normal, undefined
 
 LARGEST = 1e300  # magnitudes from here on are refused with infinity: their deviation may not be a float64
@@ -108,8 +108,8 @@ class PairMean(Metric):
     not_finite = "refused"
     needs = frozenset({"images", "originals"})
 
-    def __init__(self, settings: object) -> None:
-        self.settings, self.mean = settings, ExactMean()
+    def __init__(self, settings: Mapping[str, object]) -> None:
+        self.settings, self.mean = dict(settings), ExactMean()
 
     def too_small(self, size: Sequence[int]) -> str:
         """Why images of that (H, W) cannot be scored, known before a pass over them; "" where they can."""
@@ -135,9 +135,12 @@ class PairMean(Metric):
             self.mean.add(self.values(images, originals))
 
     def merge(self, other: Self) -> None:
-        """Add a shard of the same settings."""
-        if self.settings != other.settings:
-            raise SpecError(f"{self.name} of {self.settings} and of {other.settings} cannot be merged")
+        """Add a shard.
+
+        Raises:
+            SpecError: of other settings.
+        """
+        check_alike(self.name, self.settings, other.settings)
         self.mean.merge(other.mean)
 
     def compute(self) -> dict[str, Estimate]:

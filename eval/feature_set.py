@@ -5,6 +5,7 @@ Letters: B images of a batch, n images of a set, d feature length.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vqbench.errors import ArtifactError
-from vqbench.eval.base import Batch, Layer
+from vqbench.eval.base import Batch, Layer, check_alike
 from vqbench.eval.moments import Gaussian, Moments, gaussian_of
 from vqbench.eval.protocols import Neighbours
 from vqbench.eval.rows import Rows
@@ -33,6 +34,8 @@ class FeatureSet:
 
     def __init__(self, moments: frozenset[Layer], rows: Mapping[Layer, np.ndarray | None]) -> None:
         self.count = 0
+        self._made = {"moments": sorted(moments), "rows": {layer: _images_text(rows[layer]) for layer in sorted(rows)}}
+        self._lengths: dict[Layer, int] = {}  # d of each layer that was seen
         self._chosen = dict(rows)
         self._rows: dict[Layer, Rows] = {layer: Rows() for layer in rows}
         whole = {layer for layer, chosen in rows.items() if chosen is None}
@@ -51,6 +54,7 @@ class FeatureSet:
         self.count += len(batch.indices)
         self._known.clear()
         found = {layer: _layer(batch, layer) for layer in {*self._moments, *self._rows}}
+        self._lengths = {layer: found[layer].shape[1] for layer in sorted(found)}
         for layer, moments in self._moments.items():
             moments.update(found[layer])
         for layer, rows in self._rows.items():
@@ -69,15 +73,19 @@ class FeatureSet:
             del self._rows["manifold"], self._chosen["manifold"]
 
     def merge(self, other: FeatureSet) -> None:
-        """Add all that another shard of the same making holds.
+        """Add all that another shard holds.
 
         Raises:
+            SpecError: it keeps other layers, or those of other images, or its judge gives other lengths.
             ArtifactError: an image is in both, which shows when the features are asked for.
         """
+        check_alike("features", self._made, other._made)
         if not other.count:
             return
-        if "manifold" not in other._rows:
+        if not self.count and "manifold" not in other._rows:
             self._share()
+        check_alike("features", {"lengths": self._lengths or other._lengths}, {"lengths": other._lengths})
+        self._lengths = other._lengths
         self.count += other.count
         self._known.clear()
         for layer, moments in self._moments.items():
@@ -132,6 +140,13 @@ class FeatureSet:
     def layers(self) -> tuple[Layer, ...]:
         """Layers of which there are moments."""
         return tuple(sorted({*self._moments, *(layer for layer, kept in self._chosen.items() if kept is None)}))
+
+
+def _images_text(chosen: np.ndarray | None) -> str:
+    """Which images keep their features, so that two choices are equal where their texts are."""
+    if chosen is None:
+        return "all images"
+    return f"{len(chosen)} images {hashlib.sha256(np.asarray(chosen, np.int64).tobytes()).hexdigest()[:12]}"
 
 
 def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:

@@ -1,4 +1,7 @@
-"""Warnings that go with the numbers: what makes them wrong or not comparable without any error. One sentence each."""
+"""Warnings that go with the numbers: what makes them wrong or not comparable without any error. One sentence each.
+
+``vqbench evaluate`` puts them into its JSON, the DAG's scoring steps into their ``scores.json``, from where they reach the tables.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from vqbench.eval.archive import Archive
-from vqbench.eval.decoding_images import shape
+from vqbench.eval.base import shape
 from vqbench.eval.protocols import JUDGED, Protocol
-from vqbench.eval.sources import Source
+from vqbench.eval.seen import ClassSizes, Seen
 from vqbench.eval.statistics_file import Reference
 
 ENOUGH = 10_000  # images a side, below which the bias of FID is larger than most differences that papers report
@@ -25,15 +28,13 @@ class Guards:
 
     Args:
         names: the metrics asked for.
-        pairs: the reference holds the originals.
+        pairs: the reference holds the originals, which may have been given larger than the tokenizer's input was.
     """
 
     def __init__(self, protocol: Protocol, names: Sequence[str], pairs: bool = False) -> None:
         self.protocol, self.names, self.pairs = protocol, frozenset(names), pairs
 
-    def warnings(
-        self, source: Source, other: Source | Reference | None, predicted: np.ndarray | None = None
-    ) -> list[str]:
+    def warnings(self, source: Seen, other: Seen | Reference | None, predicted: np.ndarray | None = None) -> list[str]:
         """What is to be said of the generated images `source` and the reference, after the passes over them.
 
         Args:
@@ -46,8 +47,10 @@ class Guards:
             self._last_part(source),
             *self._of_a_side("generated", source),
         ]
-        if isinstance(other, Source):
+        if isinstance(other, Seen):
             found += self._of_a_side("reference", other)
+        elif other is not None:
+            found.append(self._lopsided("reference", _saved_classes(other)))
         found += [
             self._uncropped(source, other),
             self._cropped(other),
@@ -57,13 +60,14 @@ class Guards:
         ]
         return [warning for warning in found if warning]
 
-    def _of_a_side(self, side: str, source: Source) -> list[str]:
-        return [_copies(side, source), self._lopsided(side, source), _formats(side, source), self._lossy(side, source)]
+    def _of_a_side(self, side: str, source: Seen) -> list[str]:
+        uneven = self._lopsided(side, source.class_sizes())
+        return [_copies(side, source), uneven, _formats(side, source), self._lossy(side, source)]
 
     def _asked(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if name in self.names]
 
-    def _few(self, source: Source, other: Source | Reference | None) -> str:
+    def _few(self, source: Seen, other: Seen | Reference | None) -> str:
         names = self._asked(BIASED)
         count = None if other is None else _count(other)
         if not names or min(len(source), count or ENOUGH) >= ENOUGH:
@@ -74,7 +78,7 @@ class Guards:
             "by about 1/N, so compare it only with values of the same counts, or take fid_infinity or kid"
         )
 
-    def _other_count(self, source: Source) -> str:
+    def _other_count(self, source: Seen) -> str:
         count, names = self.protocol.sets.count, self._asked(BIASED)
         if not names or count is None or len(source) == count:
             return ""
@@ -83,7 +87,7 @@ class Guards:
             f"{count:,}, and fewer images score higher"
         )
 
-    def _sorted(self, source: Source, predicted: np.ndarray | None) -> str:
+    def _sorted(self, source: Seen, predicted: np.ndarray | None) -> str:
         """The Inception Score of chunks needs every class in every chunk."""
         splits, labels = self.protocol.inception_score, source.labels
         if "is" not in self.names or splits is None or splits.shuffle or len(splits.cuts(len(source))) < 3:
@@ -102,37 +106,32 @@ class Guards:
             "score is far too low; shuffle the images"
         )
 
-    def _last_part(self, source: Source) -> str:
+    def _last_part(self, source: Seen) -> str:
         """Of few images p(y|x) and p(y) are alike, and every part counts as much in the mean."""
         splits = self.protocol.inception_score
         if "is" not in self.names or splits is None or not (rest := splits.rest(len(source))):
             return ""
         return f"is: the last part of {rest:,} images pulls the score towards 1; give a multiple of {splits.split_size:,} images"
 
-    def _lopsided(self, side: str, source: Source) -> str:
-        if source.labels is None or not self._asked(JUDGED):
-            return ""
-        counts = np.bincount(source.labels - source.labels.min())
-        counts = counts[counts > 0]
-        if len(counts) < 2 or counts.max() <= LOPSIDED * counts.min():
+    def _lopsided(self, side: str, found: ClassSizes | None) -> str:
+        if found is None or not self._asked(JUDGED) or found.largest <= LOPSIDED * found.smallest:
             return ""
         return (
-            f"{side} classes are uneven, from {counts.min():,} to {counts.max():,} images over {len(counts):,} classes: "
+            f"{side} classes are uneven, from {found.smallest:,} to {found.largest:,} images over {found.classes:,} classes: "
             "scores weigh large classes more, and a set of even classes differs from it by that alone"
         )
 
-    def _lossy(self, side: str, source: Source) -> str:
-        """A reference that is cropped is resampled, which takes most of JPEG's blocks away."""
+    def _lossy(self, side: str, source: Seen) -> str:
+        """A reference that is cropped or enlarged is resampled, which takes most of JPEG's blocks away."""
         jpeg = source.formats["jpeg"]
-        cropped = sum(count for rule, count in source.converted.items() if rule.startswith("cropped"))
-        if not jpeg or (side == "reference" and cropped >= jpeg):
+        if not jpeg or (side == "reference" and source.cropped.total() >= jpeg):
             return ""
         return (
             f"{jpeg:,} of {len(source):,} {side} images are JPEG files taken at their own size: compression moves FID and PSNR, "
             "save images as PNG before scoring"
         )
 
-    def _uncropped(self, source: Source, other: Source | Reference | None) -> str:
+    def _uncropped(self, source: Seen, other: Seen | Reference | None) -> str:
         sizes = _sizes(other) - {source.size}
         if not sizes:
             return ""
@@ -144,9 +143,9 @@ class Guards:
             f"(rule '{self.protocol.images.crop}' of protocol '{self.protocol.name}'), and scores measure that, too"
         )
 
-    def _cropped(self, other: Source | Reference | None) -> str:
+    def _cropped(self, other: Seen | Reference | None) -> str:
         """Pairs are of what is scored: whoever gives larger originals may not mean so."""
-        if not self.pairs or not isinstance(other, Source) or not other.cropped:
+        if not self.pairs or not isinstance(other, Seen) or not other.cropped:
             return ""
         sizes = [shape(size) for size in sorted(other.cropped)]
         some = sizes[0] if len(sizes) == 1 else f"{len(sizes):,} sizes, e.g. {sizes[0]},"
@@ -156,7 +155,7 @@ class Guards:
         )
 
 
-def _enlarged(other: Source | Reference | None) -> str:
+def _enlarged(other: Seen | Reference | None) -> str:
     if other is None:
         return ""
     converted = other.meta.get("converted") or {} if isinstance(other, Reference) else other.converted
@@ -169,12 +168,17 @@ def _enlarged(other: Source | Reference | None) -> str:
     )
 
 
-def _count(other: Source | Reference) -> int | None:
+def _saved_classes(other: Reference) -> ClassSizes | None:
+    found = other.meta.get("classes")
+    return ClassSizes(*found) if found else None
+
+
+def _count(other: Seen | Reference) -> int | None:
     count = other.count if isinstance(other, Reference) else len(other)
     return count or None
 
 
-def _sizes(other: Source | Reference | None) -> set[tuple[int, int]]:
+def _sizes(other: Seen | Reference | None) -> set[tuple[int, int]]:
     """(H, W) of a reference's images, of saved statistics where they say it."""
     if not isinstance(other, Reference):
         return set() if other is None else {other.size, *other.sizes}
@@ -192,7 +196,7 @@ def in_runs(predicted: np.ndarray) -> bool:
     return len(shares) > 1 and alike > float(np.square(shares).sum()) + RUNS
 
 
-def _copies(side: str, source: Source) -> str:
+def _copies(side: str, source: Seen) -> str:
     copies = source.copies()
     if not copies:
         return ""
@@ -203,14 +207,14 @@ def _copies(side: str, source: Source) -> str:
     )
 
 
-def _formats(side: str, source: Source) -> str:
+def _formats(side: str, source: Seen) -> str:
     if len(source.formats) < 2:
         return ""
     parts = [f"{count:,} {name}" for name, count in sorted(source.formats.items())]
     return f"{side} images are of mixed formats ({', '.join(parts)}): lossy and lossless ones do not score alike"
 
 
-def _same(source: Source, other: Source | Reference | None) -> str:
+def _same(source: Seen, other: Seen | Reference | None) -> str:
     if other is None:
         return ""
     theirs = other.meta.get("source") if isinstance(other, Reference) else other.digest()
@@ -218,11 +222,11 @@ def _same(source: Source, other: Source | Reference | None) -> str:
         return ""
     return (
         f"the {len(source):,} generated images are the reference's own, pixel for pixel: distances are 0 by definition; "
-        "check that --generated and --reference are what you mean"
+        "check that both are the sets that you mean"
     )
 
 
-def _unsigned(other: Source | Reference | None) -> str:
+def _unsigned(other: Seen | Reference | None) -> str:
     if not isinstance(other, Reference) or other.meta:
         return ""
     return (

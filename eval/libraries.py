@@ -40,7 +40,7 @@ from vqbench.eval.sources import Source
 from vqbench.eval.ssim import Ssim
 
 if TYPE_CHECKING:
-    from vqbench.eval.evaluate import Request
+    from vqbench.eval.request import Request
 
 # What libraries compute, and the engine's metric whose unit and direction it has.
 METRICS: dict[str, type[Facts]] = {

@@ -13,13 +13,13 @@ from torch import nn
 
 from vqbench.errors import SpecError
 from vqbench.eval.base import Layer
-from vqbench.eval.evaluate import Images, Request
 from vqbench.eval.feature_set import FeatureSet
 from vqbench.eval.inception_score import InceptionScore
 from vqbench.eval.judges import Judges, with_judge
 from vqbench.eval.passes import collect
 from vqbench.eval.protocols import Protocol, load_protocol
 from vqbench.eval.reference import chosen, meta, reference_layers, reference_set
+from vqbench.eval.request import Images, Request
 from vqbench.eval.scoring import scoring_device
 from vqbench.eval.sources import Source
 from vqbench.eval.statistics_file import save_statistics
@@ -66,6 +66,7 @@ def statistics(
     header = meta(found, source.digest(), request.judges.digests) | {
         "count": known.count,
         "crop": crop,
+        "classes": source.class_sizes(),
         "converted": dict(sorted(source.converted.items())),
         "sizes": [[*size, count] for size, count in sorted(source.sizes.items())],
     }

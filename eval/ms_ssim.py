@@ -40,7 +40,7 @@ class MsSsim(PairMean):
     name = "ms_ssim"
 
     def __init__(self, protocol: Window, device: str | torch.device = "cpu") -> None:
-        super().__init__(protocol)
+        super().__init__(protocol.model_dump())
         self.window, self.device = _window(protocol), torch.device(device)
         self.smallest = smallest_side(protocol)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.errors import SpecError
-from vqbench.eval.decoding_images import shape
+from vqbench.eval.base import shape
 from vqbench.eval.exact_mean import PairMean
 from vqbench.pretrained import classifier_lpips, open_lpips
 
@@ -39,7 +39,7 @@ class Lpips(PairMean):
 
     def __init__(self, network: nn.Module, device: str | torch.device = "cpu") -> None:
         found = cast(Any, network.eval().to(torch.device(device)).to(memory_format=torch.channels_last))
-        super().__init__((type(found.net).__name__, found.lpips))
+        super().__init__({"network": type(found.net).__name__, "weighted": found.lpips})
         self.device, self.network = torch.device(device), found.net
         self.smallest = smallest_side(found.net)
         scaling = found.scaling_layer  # (level / 127.5 - 1 - shift) / scale = level * gain + bias

@@ -7,8 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from vqbench.errors import SpecError
-from vqbench.eval.base import Batch, Estimate, Metric
+from vqbench.eval.base import Batch, Estimate, Metric, check_alike
 from vqbench.eval.exact_mean import ExactMean, pair
 from vqbench.eval.intervals import GROUPS, SMALLEST, groups_of, jackknife, undefined
 from vqbench.eval.protocols import SignalNoise
@@ -62,9 +61,12 @@ class Psnr(Metric):
         return 10 * math.log10(self.protocol.data_range**2 / (error / size)) if error else math.nan
 
     def merge(self, other: Self) -> None:
-        """Add a shard of the same settings."""
-        if self.protocol != other.protocol:
-            raise SpecError(f"psnr of {self.protocol} and of {other.protocol} cannot be merged")
+        """Add a shard.
+
+        Raises:
+            SpecError: of other settings.
+        """
+        check_alike("psnr", self.protocol.model_dump(), other.protocol.model_dump())
         self.identical += other.identical
         self.mean.merge(other.mean)
         for mine, theirs in ((self.errors, other.errors), (self.sizes, other.sizes), (self.images, other.images)):

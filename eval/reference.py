@@ -13,6 +13,7 @@ from vqbench.eval.base import Batch, Layer
 from vqbench.eval.feature_set import FeatureSet, choose
 from vqbench.eval.protocols import Protocol
 from vqbench.eval.scoring import judge, setting
+from vqbench.eval.seen import class_sizes
 from vqbench.eval.statistics_file import Reference, open_statistics, save_statistics
 from vqbench.jobs import Finished, Job
 from vqbench.progress import Progress
@@ -33,8 +34,9 @@ def run(job: Job) -> dict[str, Any]:
         batch = images.batch(part.start, part.stop - part.start)
         found.update(Batch(np.arange(part.start, part.stop), features=extract(batch)))
         progress.update(len(batch))
-    kept = len(found.matrix("pooled"))
-    save_statistics(job.store / "statistics.npz", found, meta(where.protocol, job.key[1], {}))
+    kept, side = len(found.matrix("pooled")), images.spec.resolution
+    header = meta(where.protocol, job.key[1], {}) | {"crop": [side, side], "classes": class_sizes(images.labels)}
+    save_statistics(job.store / "statistics.npz", found, header)
     return {"images": found.count, "kept": kept, "dimensions": len(found.gaussian("pooled").mu)}
 
 

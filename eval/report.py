@@ -14,8 +14,8 @@ from vqbench.eval.scoring import entries
 from vqbench.specs import digest_of
 
 if TYPE_CHECKING:
-    from vqbench.eval.evaluate import Request
     from vqbench.eval.evaluator import Found
+    from vqbench.eval.request import Request
     from vqbench.eval.sources import Source
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "torch-fidelity", "clean-fid", "scikit-image", "lpips",

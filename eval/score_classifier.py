@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vqbench.artifacts import read_tensors
+from vqbench.eval.accuracy import TopOne, share_right
 from vqbench.eval.classifier import open_codes
-from vqbench.eval.probe import TopOne, share_right
 from vqbench.eval.scoring import entry, setting, write_scores
 from vqbench.eval.token_classifier import TokenClassifier
 from vqbench.jobs import Finished, Job

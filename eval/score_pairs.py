@@ -8,10 +8,10 @@ import numpy as np
 
 from vqbench.data import open_images
 from vqbench.eval.archive import batches
-from vqbench.eval.base import Batch
 from vqbench.eval.evaluator import Evaluator
 from vqbench.eval.protocols import read_protocol
 from vqbench.eval.psnr import Psnr
+from vqbench.eval.reconstructions import Reconstructions
 from vqbench.eval.scoring import entries, write_scores
 from vqbench.eval.ssim import Ssim
 from vqbench.jobs import Job
@@ -29,10 +29,10 @@ def run(job: Job) -> dict[str, Any]:
     decoded = np.load(job.upstream("reconstruction", name).file("images.npy"), mmap_mode="r")
     pairs = (Psnr(protocol.psnr), Ssim(protocol.ssim))
     evaluator = Evaluator(pairs)
-    progress = Progress(len(images), f"score {job.key[1]}", "img")
+    read, progress = Reconstructions(images, decoded), Progress(len(images), f"score {job.key[1]}", "img")
     for part in batches(len(images), protocol.batch):
-        originals = images.batch(part.start, part.stop - part.start)
-        evaluator.see(Batch(np.arange(part.start, part.stop), np.array(decoded[part]), originals))
-        progress.update(len(originals))
-    write_scores(job, entries(evaluator.streamed(), protocol), identical_pairs=pairs[0].identical)
+        evaluator.see(read.batch(part))
+        progress.update(part.stop - part.start)
+    found, warnings = entries(evaluator.streamed(), protocol), read.warnings(protocol, ["psnr", "ssim"])
+    write_scores(job, found, warnings, identical_pairs=pairs[0].identical)
     return {"images": len(images), "protocol": protocol.name}

@@ -8,13 +8,15 @@ import numpy as np
 
 from vqbench import distributed
 from vqbench.errors import ArtifactError
-from vqbench.eval.archive import Archive, batches
+from vqbench.eval.archive import Archive, batches, read_array
 from vqbench.eval.base import Batch, SetMetric
 from vqbench.eval.evaluator import Evaluator, layers_of
+from vqbench.eval.guards import Guards
 from vqbench.eval.protocols import JUDGED, Protocol
 from vqbench.eval.reference import open_reference
 from vqbench.eval.score_usage import training_usage
 from vqbench.eval.scoring import entries, judge, setting, write_scores
+from vqbench.eval.seen import Seen
 from vqbench.eval.set_metrics import set_metrics
 from vqbench.eval.usage import Usage
 from vqbench.jobs import Job
@@ -30,6 +32,7 @@ def run(job: Job) -> dict[str, Any]:
     where, spec = setting(job), job.spec
     samples = job.upstream("samples", spec["samples"])
     archive, ids = Archive(samples.file("samples.npz"), "arr_0"), np.load(samples.file("ids.npy"), mmap_mode="r")
+    seen = seen_samples(archive)
     if len(archive) != len(ids):
         raise ArtifactError(f"{spec['samples']}: {len(archive)} samples and {len(ids)} rows of ids; sample again")
     reference = open_reference(
@@ -46,17 +49,31 @@ def run(job: Job) -> dict[str, Any]:
         if number not in mine:
             continue
         part = parts[number]
-        evaluator.see(Batch(np.arange(part.start, part.stop), images, ids=np.array(ids[part])))
+        batch = Batch(np.arange(part.start, part.stop), images, ids=np.array(ids[part]))
+        evaluator.see(batch)
+        seen.add(batch.indices, images, "npz")
         progress.update(len(images))
     evaluator.gather()
+    seen.gather()
     if distributed.rank():
         return {}
     trained_on = training_usage(job.upstream("tokens", spec["tokens"]), generator.tokens, where.protocol.batch)
     found = [*evaluator.compute(reference), *trained_on]
-    write_scores(job, entries(found, where.protocol))
+    warnings = Guards(where.protocol, generation_names(where.protocol)).warnings(seen, reference)
+    write_scores(job, entries(found, where.protocol), warnings)
     return {"images": len(archive), "protocol": where.protocol.name}
 
 
 def generation_metrics(protocol: Protocol) -> list[SetMetric]:
     """The metrics of generated images that the protocol lists."""
-    return set_metrics([name for name in protocol.metrics if name in JUDGED and name != "rfid"], protocol)
+    return set_metrics(generation_names(protocol), protocol)
+
+
+def generation_names(protocol: Protocol) -> list[str]:
+    """Their names."""
+    return [name for name in protocol.metrics if name in JUDGED and name != "rfid"]
+
+
+def seen_samples(archive: Archive) -> Seen:
+    """Nothing of the samples seen yet; their size, and the classes that were asked for (``arr_1``), are known."""
+    return Seen(len(archive), archive.shape[1:3], read_array(archive.path, "arr_1").astype(np.int64))

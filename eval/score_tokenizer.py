@@ -10,13 +10,14 @@ from vqbench import distributed
 from vqbench.data import open_images
 from vqbench.errors import ArtifactError, SpecError
 from vqbench.eval.archive import batches
-from vqbench.eval.base import Batch, Metric
+from vqbench.eval.base import Metric
 from vqbench.eval.evaluator import Evaluator, layers_of
 from vqbench.eval.fid import Fid
 from vqbench.eval.ms_ssim import MsSsim, smallest_side
 from vqbench.eval.perceptual import Lpips, classifier_lpips, open_lpips
 from vqbench.eval.protocols import Distance
 from vqbench.eval.psnr import Psnr
+from vqbench.eval.reconstructions import Reconstructions
 from vqbench.eval.reference import open_reference
 from vqbench.eval.scoring import Setting, entries, judge, setting, write_scores
 from vqbench.eval.ssim import Ssim
@@ -49,17 +50,17 @@ def run(job: Job) -> dict[str, Any]:
     tokens, sets = TokenSpec(**spec["tokens"]), [Fid("rfid")]
     pairs = pair_metrics(job, where, decoded.shape[1:3])
     evaluator = Evaluator([*pairs, Usage(tokens), UniqueRatio()], sets, judge(job, where, layers_of(sets)))
-    progress = Progress(len(images), f"score {name}", "img")
+    read, progress = Reconstructions(images, decoded), Progress(len(images), f"score {name}", "img")
     for part in distributed.share(list(batches(len(images), where.protocol.batch))):
-        originals = images.batch(part.start, part.stop - part.start)
-        places = np.arange(part.start, part.stop)
-        evaluator.see(Batch(places, np.array(decoded[part]), originals, ids=np.array(ids[part])))
-        progress.update(len(originals))
+        evaluator.see(read.batch(part, np.array(ids[part])))
+        progress.update(part.stop - part.start)
     evaluator.gather()
+    read.gather()
     if distributed.rank():
         return {}
     found = entries(evaluator.compute(reference), where.protocol)
-    write_scores(job, found, identical_pairs=sum(m.identical for m in pairs if isinstance(m, Psnr)))
+    identical = sum(m.identical for m in pairs if isinstance(m, Psnr))
+    write_scores(job, found, read.warnings(where.protocol, ["rfid"]), identical_pairs=identical)
     return {"images": len(images), "protocol": where.protocol.name}
 
 

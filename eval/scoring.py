@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -92,10 +92,14 @@ def entry(facts: Facts, estimate: Estimate, name: str = "") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_scores(job: Job, metrics: Mapping[str, Any], **more: Any) -> None:
-    """Write ``scores.json``: metrics, the whole protocol (as data) with its digest, judge and data set."""
+def write_scores(job: Job, metrics: Mapping[str, Any], warnings: Sequence[str] = (), **more: Any) -> None:
+    """Write ``scores.json``: metrics, warnings, the whole protocol (as data) with its digest, judge and data set.
+
+    Args:
+        warnings: what :class:`vqbench.eval.guards.Guards` says of the images; tables print it below.
+    """
     protocol = job.spec["protocol"]
     write_json(job.store / "scores.json", {
-        "metrics": dict(metrics), "protocol": protocol, "protocol_digest": digest_of(protocol),
+        "metrics": dict(metrics), "warnings": list(warnings), "protocol": protocol, "protocol_digest": digest_of(protocol),
         "judge": job.spec.get("judge"), "dataset": job.spec.get("dataset"), **more,
     })  # fmt: skip

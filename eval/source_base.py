@@ -5,17 +5,17 @@ Letters: n images, B images of a batch, H W pixels.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from vqbench.errors import DataError
-from vqbench.eval.decoding_images import Decoded, fit, in_order, shape, size_of
+from vqbench.eval.base import shape
+from vqbench.eval.decoding_images import Decoded, fit, in_order, size_of
 from vqbench.eval.protocols import ImageRules
+from vqbench.eval.seen import Noted, Seen, digest_of_pixels, fitting_rule
 
 CHUNK = 16  # images of a batch where nobody looks at them
 
@@ -38,37 +38,25 @@ class Rules(NamedTuple):
     enlarge: bool = True
 
 
-class Source(ABC):
+class Source(Seen, ABC):
     """A set of images, read in order any number of times; memory is bounded whatever n.
+
+    What it was seen to hold (:class:`vqbench.eval.seen.Seen`) is noted as it is read; images differ in size only with
+    ``any_size``.
 
     Attributes:
         name: short, for people.
-        size: (H, W) of its images; with ``any_size`` of the first one.
-        formats: file format, or what held the images -> how many of those read so far.
-        sizes: (H, W) -> how many of those read so far; more than one only with ``any_size``.
-        cropped: (H, W) before the crop -> how many of those read so far were cropped or enlarged.
-        converted: rule, e.g. "grayscale to RGB" -> on how many of those read so far.
-        labels: (n,) int64 classes where they are known.
         classes: names of the classes where they are known.
     """
 
-    size: tuple[int, int]
-    labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     threads = 1
 
     def __init__(self, name: str, count: int, rules: Rules) -> None:
         if not count:
             raise DataError(f"{name} holds no images")
+        super().__init__(count)
         self.name, self.rules = name, rules
-        self.formats: Counter[str] = Counter()
-        self.sizes: Counter[tuple[int, int]] = Counter()
-        self.converted: Counter[str] = Counter()
-        self.cropped: Counter[tuple[int, int]] = Counter()
-        self._hashes, self._seen = np.zeros((count, 32), np.uint8), np.zeros(count, bool)
-
-    def __len__(self) -> int:
-        return len(self._seen)
 
     @abstractmethod
     def reader(self) -> Callable[[int], Decoded]:
@@ -102,7 +90,7 @@ class Source(ABC):
         read, indices = self.reader(), order.tolist()
         found = in_order(lambda index: self._read(read, index), indices, self.threads, ahead + self.threads)
         for index, each in zip(indices, found, strict=True):
-            self._note(index, each)
+            self.note(index, each.noted)
             yield each.pixels
 
     def _read(self, read: Callable[[int], Decoded], index: int) -> _Pixels:
@@ -119,9 +107,8 @@ class Source(ABC):
                 "crop them to one size"
             )
         pixels = np.asarray(image)
-        digest = hashlib.sha256(shape(pixels.shape).encode())
-        digest.update(np.ascontiguousarray(pixels).data)
-        return _Pixels(pixels, kind, rules, digest.digest(), None if size == size_of(pixels) else size)
+        fitted = size_of(pixels)
+        return _Pixels(pixels, Noted(digest_of_pixels(pixels), fitted, kind, rules, None if size == fitted else size))
 
     def _fitted(self, size: tuple[int, int], crop: tuple[int, int], name: str) -> str:
         """What the crop does to an image of that size."""
@@ -131,38 +118,16 @@ class Source(ABC):
                 f"original {name} is {shape(size)}, smaller than the image of {shape(crop)} that it is compared with; "
                 f"give originals of {shape(crop)} or more, or score images of {shape(size)}"
             )
-        return f"{'enlarged' if smaller else 'cropped'} to {shape(crop)} ({self.rules.images.crop})"
-
-    def _note(self, index: int, found: _Pixels) -> None:
-        if not self._seen[index]:  # each image counts once, however often it is read
-            self._seen[index] = True
-            self._hashes[index] = np.frombuffer(found.digest, np.uint8)
-            self.formats[found.kind] += 1
-            self.sizes[size_of(found.pixels)] += 1
-            if found.before is not None:
-                self.cropped[found.before] += 1
-            self.converted.update(found.rules)
+        return fitting_rule(size, crop, self.rules.images.crop)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the images as they are scored, in order: converted and cropped pixels, no names or paths.
-
-        The same images have the same digest in any container. It is taken along with the first pass over them; where
-        there was none, one is made.
-        """
+        """:meth:`Seen.digest`, taken along with the first pass over the images; where there was none, one is made."""
         if not self._seen.all():
             for _ in self.batches(CHUNK):
                 pass
-        return hashlib.sha256(self._hashes.tobytes()).hexdigest()
-
-    def copies(self) -> int:
-        """How many of the images read so far are pixel for pixel an earlier one."""
-        seen = self._hashes[self._seen]
-        return len(seen) - len(np.unique(seen.view("V32")))
+        return super().digest()
 
 
 class _Pixels(NamedTuple):
     pixels: np.ndarray
-    kind: str
-    rules: tuple[str, ...]
-    digest: bytes
-    before: tuple[int, int] | None  # (H, W) that were cropped or enlarged
+    noted: Noted

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vqbench.errors import DataError
-from vqbench.eval.decoding_images import shape
+from vqbench.eval.base import shape
 from vqbench.eval.protocols import ImageRules
 from vqbench.eval.source_base import Rules, Source
 from vqbench.eval.source_kinds import Array, Folder, Items, Zipped

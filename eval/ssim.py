@@ -47,7 +47,7 @@ class Ssim(PairMean):
     name = "ssim"
 
     def __init__(self, protocol: Window, device: str | torch.device = "cpu") -> None:
-        super().__init__(protocol)
+        super().__init__(protocol.model_dump())
         self.protocol, self.device = protocol, torch.device(device)
 
     def too_small(self, size: Sequence[int]) -> str:

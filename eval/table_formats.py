@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ LATEX = {
 
 
 INTERVAL = "95%"  # ends the name of a column of intervals
+MERGED = ("warnings", "scale")  # columns that people read once for all rows, beside the table
+
+Warned = Mapping[str, Sequence[str]]  # warning -> labels of the rows that it is about
 
 
 def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
@@ -33,14 +37,18 @@ def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def to_markdown(frame: pd.DataFrame, table: Table, note: str, folder: Path, base: Path) -> str:
-    """Title, what the scale replaced, and a pipe table whose manifests are links relative to `folder`."""
-    shown = with_intervals(frame).drop(columns="scale").map(lambda text: text.replace("|", r"\|"))
+def to_markdown(
+    frame: pd.DataFrame, table: Table, note: str, folder: Path, base: Path, warned: Warned | None = None
+) -> str:
+    """Title, what the scale replaced, a pipe table whose manifests are links relative to `folder`, and the warnings."""
+    shown = with_intervals(frame).drop(columns=list(MERGED)).map(lambda text: text.replace("|", r"\|"))
     shown["manifest"] = [_links(cell, folder, base) for cell in shown["manifest"]]
     shown.columns = [name.replace("|", r"\|") for name in shown.columns]
     body = shown.to_markdown(index=False, disable_numparse=True)
     head = f"# {table.name}: {table.title}\n\n"
-    return head + (f"{note}\n\n" if note else "") + f"{body}\n"
+    lines = [f"- {warning} ({', '.join(f'`{label}`' for label in rows)})\n" for warning, rows in (warned or {}).items()]
+    below = f"\nWarnings:\n\n{''.join(lines)}" if lines else ""
+    return head + (f"{note}\n\n" if note else "") + f"{body}\n{below}"
 
 
 def _links(cell: str, folder: Path, base: Path) -> str:
@@ -50,17 +58,20 @@ def _links(cell: str, folder: Path, base: Path) -> str:
     return ", ".join(f"[{name}]({path})" for name, path in zip(names, paths, strict=True))
 
 
-def to_latex(frame: pd.DataFrame, table: Table, note: str) -> str:
+def to_latex(frame: pd.DataFrame, table: Table, note: str, warned: Warned | None = None) -> str:
     """A ``table`` environment for booktabs and graphicx, scaled down to the line's width where it is wider.
 
-    Manifests are left out (they are in the CSV); protocols go to the caption, what the scale replaced below the table.
+    Manifests are left out (they are in the CSV); protocols go to the caption, what the scale replaced and warnings below
+    the table.
     """
     protocols = "; ".join(sorted({p for p in frame["protocol"] if p}))
-    shown = with_intervals(frame).drop(columns=["manifest", "protocol", "scale"])
+    shown = with_intervals(frame).drop(columns=["manifest", "protocol", *MERGED])
     if not shown["notes"].any():
         shown = shown.drop(columns="notes")
     words = [f"{table.title}.", f"Protocol: {protocols}." if protocols else ""]
-    below = f"\\par\\smallskip\\footnotesize {_escape(note)}\n" if note else ""
+    lines = [note] if note else []
+    lines += [f"Warning: {warning} ({', '.join(rows)})." for warning, rows in (warned or {}).items()]
+    below = "".join(f"\\par\\smallskip\\footnotesize {_escape(line)}\n" for line in lines)
     body = shown.to_latex(index=False, escape=True, column_format="l" + "r" * (shown.shape[1] - 1))
     text = (
         f"% needs the packages booktabs, graphicx and amssymb\n\\begin{{table}}\n\\centering\n"

@@ -32,7 +32,7 @@ def build_table(
 
     Columns: ``row``; for each column ``<col> printed`` (unless no paper prints the table) and, where the table declares
     how to measure it, ``<col> measured`` (with the judge's name: ``FID measured [demo-judge]``) and ``<col> 95%``, its
-    interval; then ``N``, ``protocol``, ``status``, ``manifest``, ``notes`` and ``scale``.
+    interval; then ``N``, ``protocol``, ``status``, ``manifest``, ``notes``, ``warnings`` and ``scale``.
 
     Args:
         base: folder that holds ``results/``.
@@ -42,11 +42,19 @@ def build_table(
     Raises:
         ArtifactError: scores are not finished (names them and the command), or cells mix protocols (names the cells).
     """
-    import pandas as pd
+    return _frame_of(bench, table, _rows_of(bench, table, base, partial), base, paper)
 
+
+def _rows_of(bench: Bench, table: Table, base: Path, partial: bool) -> list[MeasuredRow]:
     measured = measure_rows(bench, table, base)
     if not partial:
         _refuse_unfinished(bench, table, measured)
+    return measured
+
+
+def _frame_of(bench: Bench, table: Table, measured: list[MeasuredRow], base: Path, paper: Bench | None) -> pd.DataFrame:
+    import pandas as pd
+
     paper = paper or (bench if bench.scale == "paper" else bench_of("paper"))
     lines = [_line(bench, table, row, base) | {"scale": row_note(paper, bench, row.row)} for row in measured]
     return pd.DataFrame(lines, columns=list(lines[0]) if lines else None, dtype=str)
@@ -113,6 +121,7 @@ def _line(bench: Bench, table: Table, found: MeasuredRow, base: Path) -> dict[st
         "status": found.status,
         "manifest": " ".join(s.manifest for s in scores),
         "notes": "; ".join(_notes(bench, table, found)),
+        "warnings": " | ".join(found.warnings),
     }
 
 
@@ -154,17 +163,28 @@ def write_table(bench: Bench, table: Table, base: Path, partial: bool = False, p
     Raises:
         ArtifactError: as :func:`build_table`; what was on disk is then untouched.
     """
-    frame = build_table(bench, table, base, partial, paper)
+    measured = _rows_of(bench, table, base, partial)
+    frame = _frame_of(bench, table, measured, base, paper)
     whole = base / bench.table_path(table)
     if partial:
         return _write_partial(frame, whole)
     paper = paper or (bench if bench.scale == "paper" else bench_of("paper"))
     note = " ".join(filter(None, (table.about, header_note(paper, bench, table_rows(table)))))
-    write_text(whole.with_suffix(".md"), to_markdown(frame, table, note, whole.parent, base))
-    write_text(whole.with_suffix(".tex"), to_latex(frame, table, note))
+    warned = warned_rows(measured)
+    write_text(whole.with_suffix(".md"), to_markdown(frame, table, note, whole.parent, base, warned))
+    write_text(whole.with_suffix(".tex"), to_latex(frame, table, note, warned))
     write_text(whole, frame.to_csv(index=False, lineterminator="\n"))
     whole.with_suffix(".partial.csv").unlink(missing_ok=True)
     return whole
+
+
+def warned_rows(rows: list[MeasuredRow]) -> dict[str, list[str]]:
+    """``{warning: labels of the rows whose scores bear it}``, in the table's order."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for warning in row.warnings:
+            found.setdefault(warning, []).append(row.row.label)
+    return found
 
 
 def _write_partial(frame: pd.DataFrame, whole: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from vqbench.errors import ArtifactError
-from vqbench.eval.base import Batch, Estimate, Metric
+from vqbench.eval.base import Batch, Estimate, Metric, check_alike
 from vqbench.eval.intervals import normal
 
 
@@ -50,9 +50,14 @@ class UniqueRatio(Metric):
         self.length = length
 
     def merge(self, other: Self) -> None:
-        """Add a shard; both of one tokenizer."""
-        if other.count:
-            self._check(other.length)
+        """Add a shard.
+
+        Raises:
+            SpecError: its images have another number of ids.
+        """
+        if self.count and other.count:
+            check_alike("unique_ratio", {"ids an image": self.length}, {"ids an image": other.length})
+        self.length = self.length or other.length
         self.total, self.squares = self.total + other.total, self.squares + other.squares
         self.count += other.count
 

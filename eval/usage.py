@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import entr
 
 from vqbench.errors import ArtifactError, SpecError
-from vqbench.eval.base import Batch, Estimate, Metric
+from vqbench.eval.base import Batch, Estimate, Metric, check_alike
 from vqbench.eval.intervals import GROUPS, SMALLEST, groups_of, jackknife
 from vqbench.specs import TokenSpec
 
@@ -119,22 +119,20 @@ class Usage(Metric):
         """Add the counts of a shard.
 
         Raises:
-            SpecError: counted over another codebook, or by another threshold.
+            SpecError: counted over another codebook, set or scales, by another threshold, or of other slots.
         """
-        mine, theirs = self._settings(), other._settings()
-        if mine != theirs:
-            raise SpecError(f"usages counted under {mine} and {theirs} cannot be merged; count both shards alike")
+        check_alike("usage", self._settings(), other._settings())
         if not other.count:
             return
         if not self.counts.shape[2]:
             self.counts = self._zeros(other.counts.shape[2])
-        if self.counts.shape != other.counts.shape:
-            raise SpecError(f"ids of {self.counts.shape[2]} and {other.counts.shape[2]} slots cannot be merged")
+        check_alike("usage", {"slots": self.counts.shape[2]}, {"slots": other.counts.shape[2]})
         self.counts += other.counts
         self.images += other.images
 
-    def _settings(self) -> tuple[int, float, str, tuple[int, ...]]:
-        return self.num_codes, self.threshold, self.suffix, tuple(self.scale_of.tolist())
+    def _settings(self) -> dict[str, object]:
+        scales = np.bincount(self.scale_of).tolist()  # positions of each
+        return {"codes": self.num_codes, "threshold": self.threshold, "name": f"usage{self.suffix}", "scales": scales}
 
     def compute(self) -> dict[str, Estimate]:
         """``{name: estimate}`` of the four statistics: of all ids, of each slot, of each scale."""

@@ -20,11 +20,12 @@ import psutil
 import pytest
 import torch
 import yaml
-from helpers import copy_clone, environment, run_in, snakemake, vqbench
+from helpers import ROOT, copy_clone, environment, run_in, snakemake, vqbench
 
 from vqbench.distributed import share
 
 SCRIPT = Path(__file__).with_name("several.py")
+GATHERING = SCRIPT.with_name("gathering.py")
 TINY = ("--config", "scale=tiny")
 Calm = Callable[[int, str], dict[str, Any]]
 
@@ -35,9 +36,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_clone(tmp_path_factory.mktemp("several") / "clone")
 
 
-def together(clone: Path, processes: int, run: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def together(
+    clone: Path, processes: int, *words: object, script: Path = SCRIPT, **env: str
+) -> subprocess.CompletedProcess[str]:
     agent = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return run_in(clone, sys.executable, "-m", *agent, str(SCRIPT), run, str(folder), **env)
+    return run_in(clone, sys.executable, "-m", *agent, str(script), *map(str, words), **env)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +135,28 @@ def test_tokens_samples_and_scores_are_gathered_exactly(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
         after = json.loads(path.read_text())
         assert after["outputs"] == before["outputs"] and after["facts"] == before["facts"], name
+        if "scores" in kind:
+            warnings = json.loads((clone / after["store"] / "scores.json").read_text())["warnings"]
+            assert any("fid of 40 generated images" in warning for warning in warnings) == (kind == "sample-scores")
         assert json.loads(path.with_name("run.json").read_text())["processes"] == processes
+
+
+@pytest.mark.timeout(300)
+def test_the_first_process_alone_holds_what_all_saw(tmp_path: Path) -> None:
+    found = {}
+    for processes in (1, 2, 3):
+        (folder := tmp_path / str(processes)).mkdir()
+        done = together(ROOT, processes, folder, script=GATHERING)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[processes] = (folder / "found.json").read_bytes()
+        held = [json.loads((folder / f"{number}.json").read_text()) for number in range(processes)]
+        own = [
+            4 * len(share(range(16), number, processes)) for number in range(processes)
+        ]  # the last batch has one image
+        assert [each["images"] for each in held] == [61, *own[1:-1], *([own[-1] - 3] if processes > 1 else [])]
+        assert [each["given"] for each in held] == [list(range(1, processes)), *[[]] * (processes - 1)]
+    assert found[1] == found[2] == found[3], "the same bytes"
+    assert json.loads(found[1])["copies"] == 11
 
 
 @pytest.mark.timeout(300)

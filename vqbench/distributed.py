@@ -118,6 +118,28 @@ def gathered(value: T) -> list[T]:
     return found  # type: ignore[return-value]
 
 
+def sent_to_first(value: T) -> Iterator[T]:
+    """In process 0, what each of the others holds, in their order and one after the other; the others give, and get nothing.
+
+    Where :func:`gathered` has every process hold all, here the first one holds its own and one other's at a time. All
+    processes go through the whole of it, and none leaves before the first one has everything.
+    """
+    if world() == 1:
+        return
+    from torch import distributed
+
+    if rank():
+        with _meeting():
+            distributed.send_object_list([value], dst=0)
+    else:
+        for number in range(1, world()):
+            found: list[T] = [value]  # its place is taken by the other's
+            with _meeting():
+                distributed.recv_object_list(found, src=number)
+            yield found.pop()  # not kept here while the next one comes
+    gathered(None)
+
+
 @contextmanager
 def erring_together() -> Iterator[None]:
     """A user's error in one process is raised in all: none waits for one that left. All processes pass through here."""

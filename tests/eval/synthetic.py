@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,9 @@ def finish(
     return store
 
 
-def scores_json(metrics: Mapping[str, tuple[float, str]], protocol: Mapping[str, Any], n: int = 32) -> bytes:
+def scores_json(
+    metrics: Mapping[str, tuple[float, str]], protocol: Mapping[str, Any], n: int = 32, warnings: Sequence[str] = ()
+) -> bytes:
     """``scores.json`` from ``{name: (value, unit)}``, each with an interval of a tenth on both sides."""
     import json
 
@@ -146,7 +148,13 @@ def scores_json(metrics: Mapping[str, tuple[float, str]], protocol: Mapping[str,
                "higher_is_better": name.split("[")[0] in better, "n": n}
         for name, (value, unit) in metrics.items()
     }  # fmt: skip
-    return json.dumps({"metrics": entries, "protocol": protocol, "protocol_digest": digest_of(protocol)}).encode()
+    found = {
+        "metrics": entries,
+        "warnings": list(warnings),
+        "protocol": protocol,
+        "protocol_digest": digest_of(protocol),
+    }
+    return json.dumps(found).encode()
 
 
 def fail(bench: Bench, key: Key, base: Path, reason: str) -> None:

@@ -180,6 +180,20 @@ def test_settings_are_checked() -> None:
         Usage(4, threshold=0.0)
     with pytest.raises(SpecError, match="14 positions"):
         Usage(SCALES.model_copy(update={"num_tokens": 9}))
-    for other in (Usage(5), Usage(4, threshold=1.0), Usage(4, on="train")):
-        with pytest.raises(SpecError, match="cannot be merged"):
+    for other, differing in ((Usage(5), "codes 4 and 5"), (Usage(4, threshold=1.0), "threshold 0.08 and 1.0"),
+                             (Usage(4, on="train"), "name usage and usage_train"),
+                             (Usage(4, scales=(1, 2)), r"scales \[\] and \[1, 4\]")):  # fmt: skip
+        with pytest.raises(SpecError, match=rf"cannot be merged \({differing}\)"):
             Usage(4).merge(other)
+
+
+def test_codes_of_two_tokenizers_do_not_merge() -> None:
+    for make, differing in ((lambda: Usage(4), "slots 1 and 2"), (UniqueRatio, "ids an image 3 and 6")):
+        first, second, empty = make(), make(), make()
+        first.update(batch(np.zeros((1, 3, 1), int)))
+        second.update(batch(np.zeros((1, 3, 2), int)))
+        first.merge(empty)
+        empty.merge(second)
+        assert empty.compute() == second.compute()
+        with pytest.raises(SpecError, match=rf"cannot be merged \({differing}\)"):
+            first.merge(second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch import nn
 from vqbench.cli import main
 from vqbench.errors import ArtifactError, DataError, MissingWeights, SpecError
 from vqbench.eval.base import Batch
-from vqbench.eval.evaluate import evaluate, make_request, score
+from vqbench.eval.evaluate import evaluate, score
 from vqbench.eval.evaluator import Evaluator
 from vqbench.eval.extras import Extras
 from vqbench.eval.make_statistics import statistics
 from vqbench.eval.protocols import Distance, Protocol, load_protocol
 from vqbench.eval.psnr import Psnr
-from vqbench.eval.set_metrics import BUILD
+from vqbench.eval.request import make_request
+from vqbench.eval.set_metrics import BUILD, set_metrics
 from vqbench.eval.ssim import Ssim
 
 from .image_sets import noisy, write
@@ -323,8 +325,21 @@ def test_shards_merge_to_the_bits_of_one_pass(real: np.ndarray, protocol: Protoc
     for shard in shards[1:]:
         shards[0].merge(shard)
     assert [f[1:] for f in shards[0].compute()] == [f[1:] for f in whole.compute()]
-    with pytest.raises(SpecError, match="merged"):
+    with pytest.raises(SpecError, match=r"metrics \['Psnr', 'Ssim'\] and \['Psnr'\]"):
         whole.merge(Evaluator([Psnr(protocol.psnr)]))
+
+
+def test_shards_of_other_set_metrics_are_refused(protocol: Protocol) -> None:
+    assert protocol.kid is not None
+    larger = protocol.model_copy(update={"kid": protocol.kid.model_copy(update={"subset_size": 21})})
+
+    def evaluator(names: Sequence[str], under: Protocol) -> Evaluator:
+        return Evaluator((), set_metrics(names, under))
+
+    evaluator(["fid", "kid"], protocol).merge(evaluator(["fid", "kid"], protocol))
+    for names, under in ((["rfid", "kid"], protocol), (["fid", "kid"], larger), (["kid", "fid"], protocol)):
+        with pytest.raises(SpecError, match="evaluation: shards of different settings cannot be merged"):
+            evaluator(["fid", "kid"], protocol).merge(evaluator(names, under))
 
 
 def test_the_command_writes_the_report_and_prints_it(

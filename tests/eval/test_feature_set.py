@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_fidelity.metric_fid import fid_features_to_statistics
 
-from vqbench.errors import ArtifactError
+from vqbench.errors import ArtifactError, SpecError
 from vqbench.eval import moments as moments_module
 from vqbench.eval import rows as rows_module
 from vqbench.eval.feature_set import FeatureSet, choose
@@ -123,6 +123,30 @@ def test_precision_and_recall_keep_no_second_copy_of_the_pooled_features() -> No
     own.update(batch(np.arange(30), rows, manifold=2 * rows))
     np.testing.assert_array_equal(own.matrix("manifold"), 2 * rows)
     np.testing.assert_array_equal(own.matrix("pooled"), rows)
+
+
+def test_shards_that_keep_something_else_do_not_merge() -> None:
+    rows, chosen = draw(0, 12, 4), np.arange(0, 12, 2)
+    some, others = FeatureSet(POOLED, {"pooled": chosen}), FeatureSet(POOLED, {"pooled": chosen + 1})
+    for first, second in ((pooled(rows), moments(rows)), (some, others), (FeatureSet(POOLED, {"pooled": None}), some)):
+        with pytest.raises(SpecError, match="features: shards of different settings cannot be merged"):
+            first.merge(second)
+    with pytest.raises(SpecError, match=r"lengths \{'pooled': 4\} and \{'pooled': 5\}"):
+        pooled(rows).merge(pooled(draw(0, 12, 5)))
+    with pytest.raises(SpecError, match=r"lengths \{'pooled': 4\} and \{'pooled': 5\}"):
+        moments(rows).merge(moments(draw(0, 12, 5)))
+
+
+def test_shards_of_one_and_of_two_judges_do_not_merge() -> None:
+    """Precision and recall's features are the pooled ones, or a second network's."""
+    rows, layers = draw(0, 30, 4), dict.fromkeys(("pooled", "manifold"))
+    one, two = FeatureSet(POOLED, layers), FeatureSet(POOLED, layers)  # type: ignore[arg-type]
+    one.update(batch(np.arange(15), rows[:15]))
+    two.update(batch(np.arange(15, 30), rows[15:], manifold=2 * rows[15:]))
+    for first, second in ((one, two), (two, one)):
+        with pytest.raises(SpecError, match="manifold"):
+            first.merge(second)
+    assert two.matrix("manifold") is not two.matrix("pooled") and two.count == 15
 
 
 def test_what_is_computed_once_is_forgotten_when_images_come() -> None:

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vqbench.errors import ArtifactError, SpecError
 from vqbench.eval.feature_set import Gaussian
 from vqbench.eval.guards import ENOUGH, Guards
 from vqbench.eval.protocols import Protocol, Splits, load_protocol
+from vqbench.eval.seen import Seen
 from vqbench.eval.sources import Source, open_source
 from vqbench.eval.statistics_file import Reference, open_statistics
 
@@ -105,6 +107,35 @@ def test_copies_do_not_hang_on_order_or_batches(kinds: list[int], batch: int, se
     assert source.copies() == len(kinds) - len(set(kinds))
 
 
+def seen(images: np.ndarray, part: np.ndarray, kind: str = "array", labels: np.ndarray | None = None) -> Seen:
+    """What a process notes whose share of `images` is `part`."""
+    found = Seen(len(images), images.shape[1:3], labels)
+    found.add(part, images[part], kind)
+    return found
+
+
+@settings(max_examples=30, deadline=None)
+@given(kinds=st.lists(st.integers(0, 5), min_size=3, max_size=30), shards=st.integers(1, 4), seed=st.integers(0, 9))
+def test_shards_are_warned_of_as_the_set_is(kinds: list[int], shards: int, seed: int) -> None:
+    images, order = some(6)[np.array(kinds)], np.random.default_rng(seed).permutation(len(kinds))
+    first, *others = (seen(images, part) for part in np.array_split(order, shards))
+    for other in others:
+        first.merge(other)
+    source = opened(images)
+    expected = watch(source, opened(some(seed=1)), ("fid", "is"))
+    assert Guards(ADM, ("fid", "is")).warnings(first, opened(some(seed=1))) == expected
+    assert first.copies() == len(kinds) - len(set(kinds)) and first.digest() == source.digest()
+    assert (first.formats, first.sizes) == (source.formats, source.sizes)
+
+
+def test_shards_of_other_sets_do_not_merge() -> None:
+    images = some()
+    with pytest.raises(SpecError, match="count 12 and 11"):
+        seen(images, np.arange(5)).merge(seen(images[1:], np.arange(5, 11)))
+    with pytest.raises(ArtifactError, match="counted twice"):
+        seen(images, np.arange(5)).merge(seen(images, np.arange(4, 12)))
+
+
 def folders(root: Path, counts: dict[str, int]) -> Path:
     for place, (name, count) in enumerate(counts.items()):
         write(root / name, some(count, place))
@@ -156,6 +187,10 @@ def test_uneven_classes_are_counted(tmp_path: Path) -> None:
     (found,) = watch(opened(some()), source, ("is",))
     assert found.startswith("reference classes")
     assert watch(source, None, ("psnr",)) == []
+    statistics = saved(20, classes=list(source.class_sizes() or ()))
+    assert watch(opened(some()), statistics, ("is",)) == [found]
+    assert watch(opened(some()), statistics, ("psnr",)) == []
+    assert watch(opened(some()), saved(20, classes=None), ("is",)) == []
 
 
 def test_jpeg_files_are_counted_on_either_side(tmp_path: Path) -> None:
@@ -166,6 +201,9 @@ def test_jpeg_files_are_counted_on_either_side(tmp_path: Path) -> None:
     assert found.startswith("12 of 12 reference images are JPEG files")
     large = write(tmp_path / "large", some(size=20), ".jpg")
     assert watch(opened(clean), opened(large, crop_to=(6, 6)), ("is",)) == []  # resampled: what the protocols do
+    write(large, some(1, 2, 5), ".jpg", start=20)
+    (found,) = watch(opened(clean), opened(large, crop_to=(6, 6)), ("is",))
+    assert found.startswith("1 reference images are smaller")  # and resampled, too
 
 
 def test_references_that_were_enlarged_are_counted(tmp_path: Path) -> None:

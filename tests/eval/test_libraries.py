@@ -18,7 +18,6 @@ from torch import nn
 
 from vqbench.errors import DataError, MissingWeights, SpecError
 from vqbench.eval.base import Batch, Estimate, Features
-from vqbench.eval.evaluate import Request
 from vqbench.eval.evaluator import Evaluator, layers_of
 from vqbench.eval.feature_set import FeatureSet, choose
 from vqbench.eval.fid import Fid
@@ -28,6 +27,7 @@ from vqbench.eval.libraries import _calls, score_with_libraries, why_not
 from vqbench.eval.library_clean_fid import clean_distances, clean_features, clean_mode, legacy_seed
 from vqbench.eval.pair_metrics import PAIRED, pair_metrics
 from vqbench.eval.protocols import FOLDER, Protocol, load_protocol, read_protocol
+from vqbench.eval.request import Request
 from vqbench.eval.scoring import entry
 from vqbench.eval.set_metrics import BUILD, set_metrics
 from vqbench.eval.sources import open_source

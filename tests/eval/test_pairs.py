@@ -138,3 +138,14 @@ def test_shards_of_other_settings_do_not_merge() -> None:
     ):
         with pytest.raises(SpecError, match="cannot be merged"):
             first.merge(second)
+    with pytest.raises(SpecError, match=r"^psnr: .*\(space rgb and y\)"):  # what differs, and nothing else
+        Psnr(RGB).merge(Psnr(RGB.model_copy(update={"space": "y"})))
+
+
+def test_lpips_of_two_networks_does_not_merge(alexnet: nn.Module) -> None:
+    first, second = Lpips(copy.deepcopy(alexnet)), Lpips(copy.deepcopy(alexnet))
+    first.merge(second)
+    bare = copy.deepcopy(alexnet)
+    bare.lpips = False  # the unweighted distance
+    with pytest.raises(SpecError, match=r"^lpips: .*weighted True and False"):
+        first.merge(Lpips(bare))

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from vqbench.artifacts import read_json
 from vqbench.errors import ArtifactError, Diverged
-from vqbench.eval import probe
-from vqbench.eval.probe import Labelled, fit, run, top_one
+from vqbench.eval import probe_fit
+from vqbench.eval.probe import run, top_one
+from vqbench.eval.probe_fit import Labelled, fit
 from vqbench.eval.protocols import ProbeRecipe, load_protocol
 from vqbench.specs import TokensSpec
 from vqbench.tokenizers import encoding
@@ -86,7 +87,7 @@ def test_features_that_are_not_finite_stop_the_probe(optimizer: str) -> None:
 @pytest.mark.parametrize("decay", [1e-1, 1e-3])
 def test_lbfgs_finds_scikit_learns_solution(decay: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where features are read in many parts."""
-    monkeypatch.setattr(probe, "BYTES", 8 * 8 * 37)
+    monkeypatch.setattr(probe_fit, "BYTES", 8 * 8 * 37)
     train, test = blobs(0, 300, 0.7), blobs(1, 400, 0.7)
     fitted = fit(train, 4, ProbeRecipe(**LBFGS | {"weight_decay": decay}), CPU, "probe")
     wide = train.features.astype(np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from vqbench.artifacts import read_json
@@ -16,7 +18,8 @@ from vqbench.data import open_images
 from vqbench.errors import ArtifactError, SpecError
 from vqbench.eval import controls, reference, score_samples, score_tokenizer
 from vqbench.eval.archive import Archive, batches
-from vqbench.eval.protocols import read_protocol
+from vqbench.eval.protocols import load_protocol, read_protocol
+from vqbench.eval.reconstructions import Reconstructions
 from vqbench.specs import DatasetSpec, TokenSpec
 
 # lpips builds its network through an argument of torchvision that is deprecated.
@@ -70,6 +73,8 @@ def test_reference_holds_the_statistics_of_all_and_features_of_some(
     np.testing.assert_allclose(data["sigma"], np.cov(features, rowvar=False), rtol=1e-3, atol=1e-7)
     np.testing.assert_allclose(data["features"], features[data["indices"]], rtol=1e-4, atol=1e-6)
     assert len(set(data["indices"].tolist())) == 20 and int(data["n"]) == 30
+    header = json.loads(str(data["meta"]))
+    assert header["crop"] == [16, 16] and header["classes"] == [15, 15, 2]
 
 
 def test_the_kept_images_do_not_depend_on_the_batch(spec: Spec) -> None:
@@ -120,6 +125,57 @@ def test_tokenizer_scores(referenced: Callable[..., Any], spec: Spec) -> None:
     assert len(found["protocol_digest"]) == 64
 
 
+FEW = ("{} of {} generated images against {} reference images: below 10,000 a side it is biased upwards by about 1/N, so "
+       "compare it only with values of the same counts, or take fid_infinity or kid")  # fmt: skip
+
+
+def test_tokenizer_scores_say_what_they_are_worth(referenced: Callable[..., Any], spec: Spec) -> None:
+    images = open_images(photos(referenced(spec)), "validation").batch(0, 24)
+    assert copies(images) == 1, "crops are drawn, and one was drawn twice"
+    decoded = 255 - images
+    decoded[5:9] = decoded[4]
+    for given in (255 - images, decoded, images):
+        job = tokenizer_job(referenced, spec, given)
+        score_tokenizer.run(job)
+        few, ours, theirs, *same = scores(job)["warnings"]
+        assert few == FEW.format("rfid", 24, 24)
+        assert ours.startswith(f"{copies(given)} of 24 generated images are copies of another one, pixel for pixel")
+        assert theirs.startswith("1 of 24 reference images are copies")
+        assert [each.partition(":")[0] for each in same] == (
+            ["the 24 generated images are the reference's own, pixel for pixel"] if given is images else []
+        )
+
+
+def copies(images: np.ndarray) -> int:
+    """Images that are pixel for pixel another one."""
+    return len(images) - len(np.unique(images, axis=0))
+
+
+def test_originals_are_known_by_their_files(tmp_path: Path) -> None:
+    rng, protocol = np.random.default_rng(0), load_protocol("demo")
+
+    def of(sizes: list[int], suffix: str) -> list[str]:
+        folder = tmp_path / f"{suffix}{len(list(tmp_path.iterdir()))}"
+        for i, size in enumerate(sizes):
+            path = folder / "validation" / f"c{i < 2}" / f"{i}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+        known = DatasetSpec(kind="folder", path=str(folder), sizes={"validation": len(sizes)}, classes=2, resolution=16)
+        images = open_images(known, "validation")
+        read = Reconstructions(images, rng.integers(0, 256, (len(sizes), 16, 16, 3), dtype=np.uint8))
+        for part in batches(len(sizes), 3):
+            read.batch(part)
+        return read.warnings(protocol, ["precision"])  # the counts are another test's
+
+    assert of([16, 16, 16, 16], "png") == of([40, 40, 20, 20], "jpg") == []  # resampled: its blocks are gone
+    (lossy,) = of([16, 16, 16, 20], "jpg")
+    assert lossy.startswith("4 of 4 reference images are JPEG files taken at their own size")
+    (small,) = of([16, 16, 16, 12], "png")
+    assert small.startswith("1 reference images are smaller than the generated ones and were enlarged")
+    (uneven,) = of([16] * 7, "png")
+    assert uneven.startswith("reference classes are uneven, from 2 to 5 images over 2 classes")
+
+
 def test_reconstructions_of_another_set_are_refused(referenced: Callable[..., Any], spec: Spec) -> None:
     with pytest.raises(ArtifactError, match="24 images, 23 reconstructions"):
         score_tokenizer.run(tokenizer_job(referenced, spec, np.zeros((23, 16, 16, 3), np.uint8)))
@@ -132,11 +188,14 @@ def test_a_perceptual_network_that_is_not_the_protocols_is_refused(referenced: C
         score_tokenizer.run(job)
 
 
-def sample_job(make: Callable[..., Any], spec: Spec, images: np.ndarray, ids: np.ndarray) -> Any:
+def sample_job(
+    make: Callable[..., Any], spec: Spec, images: np.ndarray, ids: np.ndarray, labels: np.ndarray | None = None
+) -> Any:
     spec = {**spec, "tokens": "t/photos/train"}
     trained = np.arange(30 * 4).reshape(30, 4, 1) % 12  # three quarters of the 16 codes
     job = make(spec, samples__s={"ids": ids}, tokens__t__photos__train={"ids": trained})
-    np.savez(job.upstream("samples", "s").store / "samples.npz", images, np.zeros(len(images), np.int64))
+    labels = np.zeros(len(images), np.int64) if labels is None else labels
+    np.savez(job.upstream("samples", "s").store / "samples.npz", images, labels)
     return job
 
 
@@ -158,6 +217,34 @@ def test_sample_scores(referenced: Callable[..., Any], spec: Spec) -> None:
     assert found[0]["precision[demo-judge]"]["value"] == found[0]["recall[demo-judge]"]["value"] == 1
     assert found[1]["recall[demo-judge]"]["value"] < 0.9
     assert {m["n"] for m in found[0].values()} == {30}
+
+
+def test_sample_scores_say_what_they_are_worth(referenced: Callable[..., Any], spec: Spec) -> None:
+    rng = np.random.default_rng(3)
+    images, ids = rng.integers(0, 256, (30, 16, 16, 3)).astype(np.uint8), rng.integers(0, 4, (30, 4, 1))
+
+    def warnings(labels: np.ndarray, **blocks: Any) -> list[str]:
+        job = sample_job(referenced, spec, images, ids, labels)
+        job.spec = {**job.spec, "protocol": {**spec["protocol"], **blocks}}
+        score_samples.run(job)
+        written = (job.store / "scores.json").read_bytes()
+        score_samples.run(job)
+        assert (job.store / "scores.json").read_bytes() == written
+        found: list[str] = scores(job)["warnings"]
+        assert found[0] == FEW.format("fid", 30, 30)
+        return found[1:]
+
+    even, in_order = np.arange(30) % 2, {"split_size": 10, "shuffle": False, "seed": 0}
+    assert warnings(even) == warnings(np.zeros(30, np.int64)) == []
+    (uneven,) = warnings(np.where(np.arange(30) < 7, 0, 1)[::-1])
+    assert uneven.startswith("generated classes are uneven, from 7 to 23 images over 2 classes")
+    (sorted_,) = warnings(np.sort(even), **{"is": in_order})
+    assert sorted_.startswith("generated images are sorted by class (2 classes)") and "3 chunks" in sorted_
+    (rest,) = warnings(even, **{"is": in_order | {"split_size": 8}})
+    assert rest.startswith("is: the last part of 6 images")
+    images[20:] = images[:10]
+    (again,) = warnings(even)
+    assert again.startswith("10 of 30 generated images are copies") and "a seed that is used twice" in again
 
 
 def test_a_protocol_without_is_and_recall_scores_fid_alone(referenced: Callable[..., Any], spec: Spec) -> None:

@@ -215,9 +215,32 @@ def test_markdown_and_latex_hold_every_row_and_what_the_scale_replaced(
 
 
 def test_a_printed_pipe_does_not_split_a_markdown_cell(bench: Bench, tmp_path: Path) -> None:
-    frame = pd.DataFrame({"row": ["A | B"], "manifest": [""], "scale": [""]})
+    frame = pd.DataFrame({"row": ["A | B"], "manifest": [""], "warnings": [""], "scale": [""]})
     last = to_markdown(frame, bench.tables["cq/1"], "", tmp_path, tmp_path).splitlines()[-1]
     assert r"A \| B" in last
+
+
+def test_a_warning_stands_once_below_the_table_with_its_rows(bench: Bench, paper: Bench, scored: Path) -> None:
+    few, copies = "fid of 32 generated images: 100% too few, take more", "2 of 32 images are copies"
+    metrics = {"fid[demo-judge]": (3.0, ""), "is[demo-judge]": (30.0, "")}
+    for steps, warnings in ((10, (few,)), (64, (few, copies))):
+        found = scores_json(metrics, bench.protocol, warnings=warnings)
+        finish(bench, ("sample-scores", f"cq-l-k16384-s{steps}"), scored, {"scores.json": found})
+    whole = write_table(bench, bench.tables["cq/2"], scored, paper=paper)
+    frame = pd.read_csv(whole, dtype=str, keep_default_na=False)
+    both = row(frame, "Ours-L*/steps=64")
+    assert row(frame, "Ours-L/steps=10")["warnings"] == few and both["warnings"] == f"{few} | {copies}"
+    assert row(frame, "BigGAN")["warnings"] == "" and "copies" not in both["notes"]
+    markdown, latex = whole.with_suffix(".md").read_text(), whole.with_suffix(".tex").read_text()
+    assert markdown.endswith(
+        f"\n\nWarnings:\n\n- {few} (`Ours-L/steps=10`, `Ours-L*/steps=64`)\n- {copies} (`Ours-L*/steps=64`)\n"
+    )
+    assert (
+        r"Warning: fid of 32 generated images: 100\% too few, take more (Ours-L/steps=10, Ours-L*/steps=64)." in latex
+    )
+    assert latex.count(copies) == markdown.count(copies) == 1 and "warnings |" not in markdown
+    without = write_table(bench, bench.tables["cq/6a"], scored, paper=paper)
+    assert all("arning" not in without.with_suffix(suffix).read_text() for suffix in (".md", ".tex"))
 
 
 def test_rows_added_by_a_run_come_last_without_a_printed_value(
@@ -237,7 +260,9 @@ def test_accepted_runs_are_marked(workflow: Path, paper: Bench, scored: Path, mo
     made = Bench("demo", workflow)
     key = ("sample-scores", "cq-l-k16384-s10")
     digest = made.digest(key)
-    finish(made, key, scored, {"scores.json": scores_json({"fid[demo-judge]": (3.0, "")}, made.protocol)})
+    older = json.loads(scores_json({"fid[demo-judge]": (3.0, "")}, made.protocol))
+    del older["warnings"]  # made before scores bore any
+    finish(made, key, scored, {"scores.json": json.dumps(older).encode()})
     for module in ("vqbench.graph", "vqbench.products"):
         monkeypatch.setattr(f"{module}.code_digest", lambda roots: "1" * 64)
     accepted = Bench("demo", workflow)
