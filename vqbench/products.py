@@ -309,7 +309,8 @@ class Products(Graph):
     def figure_digest(self, name: str) -> str:
         """What a figure is made from, its runs aside."""
         figure = self.figure(name)
-        body = {"kind": figure.kind, "title": figure.title, "runs": {k: list(v) for k, v in figure.runs.items()}}
+        body = {"kind": figure.kind, "title": figure.title, "tables": list(figure.tables),
+                "runs": {k: list(v) for k, v in figure.runs.items()}}  # fmt: skip
         code = ["vqbench.eval.figures"]
         return self._asked_once(("figure", name), lambda: digest_of({"figure": body, "code": code_digest(code)}))
 
