@@ -134,7 +134,7 @@ def resolve_training(recipe: Mapping[str, Any], images: int, where: str) -> dict
     """
     data: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in recipe.items()}
     for key in data:
-        if key not in (known := {*TrainingSpec.model_fields, "epochs", "share"}):
+        if key not in (known := {*TrainingSpec.model_fields, "epochs", "share", "options"}):
             raise SpecError(f"{where}: unknown key 'training.{key}'; {nearest(key, known)}")
     for key in ("steps", "epochs", "batch_size"):
         if key in data and (not isinstance(data[key], int | float) or data[key] <= 0):
