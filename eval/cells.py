@@ -9,7 +9,7 @@ from typing import Any
 
 from vqbench.artifacts import read_json
 from vqbench.attempts import death_of
-from vqbench.errors import ArtifactError, SpecError, StaleSpec, nearest
+from vqbench.errors import ArtifactError, StaleSpec
 from vqbench.eval.facts import fact_text, interval_text, value_text
 from vqbench.eval.protocols import metric_name
 from vqbench.jobs import finished
@@ -120,7 +120,6 @@ def measure_row(bench: Bench, table: Table, row: Row, printed: Mapping[str, list
     found.status = next(iter(sorted(found.wanting.values(), key=_worst_first)), "measured")
     specs = bench.row_specs(row)
     for column, source in table.columns.items():
-        _check_source(source, f"{table.paper}.yaml: table '{table.id}', column '{column}'")
         if "fact" in source:
             found.cells[column] = fact_text(specs, source["fact"], f"table '{table.id}', column '{column}'")
         elif "metric" in source:
@@ -142,14 +141,6 @@ def _add_crossings(found: MeasuredRow, bench: Bench, table: Table) -> None:
             steps = f"short runs of {generator.training.steps} training steps ({pair.share:.0%} of the recipe's)"
             short.setdefault(steps, []).append(column)
     found.notes += [f"{steps}: {', '.join(columns)}" for steps, columns in short.items()]
-
-
-def _check_source(source: Mapping[Any, str], where: str) -> None:
-    """A misspelt key would fill the column from another quantity or data set without a word."""
-    for key in source:
-        if key not in (known := ("metric", "on", "of", "under", "times", "with", "fact", "printed")):
-            hint = '; YAML 1.1 reads a bare on: as true, write "on":' if key is True else f"; {nearest(key, known)}"
-            raise SpecError(f"{where}: unknown key '{key}'{hint}")
 
 
 def _worst_first(state: str) -> int:

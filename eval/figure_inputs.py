@@ -24,7 +24,8 @@ SHOWS = {
 
 # kind of figure -> what its reader should know, for the report
 ABOUT = {
-    "usage-and-rfid": "Codebook usage and rFID against token dimension and codebook size, with 95% intervals.",
+    "usage-and-rfid": "Codebook usage, over the images that the paper's table counts it on, and rFID against token dimension and "
+    "codebook size, with 95% intervals.",
     "downstream": "Tokenizers on every task that learns from their tokens: lower is better for FID, higher for top-1.",
     "reconstructions": "Validation images, spread over the split, and what each tokenizer makes of them, with PSNR.",
     "samples": "The first samples of each set, a row a class; of an unconditional set in their order.",
@@ -45,7 +46,7 @@ def figure_keys(bench: Bench, figure: Figure) -> list[Key]:
     Raises:
         SpecError: unknown kind of figure, a run that does not exist, or one of a kind that this figure cannot show.
     """
-    return list(dict.fromkeys(key for run in figure_runs(bench, figure) for key in _needs(bench, figure.kind, run)))
+    return list(dict.fromkeys(key for run in figure_runs(bench, figure) for key in _needs(bench, figure, run)))
 
 
 def figure_runs(bench: Bench, figure: Figure) -> list[Key]:
@@ -73,8 +74,8 @@ def run_key(bench: Bench, figure: Figure, run: str) -> Key:
     return str(found), run
 
 
-def _needs(bench: Bench, kind: str, run: Key) -> list[Key]:
-    name = run[1]
+def _needs(bench: Bench, figure: Figure, run: Key) -> list[Key]:
+    kind, name = figure.kind, run[1]
     if kind == "downstream":
         return [score_of(bench, run)]
     if kind in ("samples", "codebook", "losses", "usage-over-epochs"):
@@ -85,8 +86,17 @@ def _needs(bench: Bench, kind: str, run: Key) -> list[Key]:
     if kind == "nearest-replacement":
         return [run, ("tokens", f"{name}/{dataset}/validation"), ("dataset", dataset)]
     if kind == "usage-and-rfid":
-        return [score_of(bench, run)]
+        return list(dict.fromkeys((score_of(bench, run), usage_of(bench, figure, name)[0])))
     return [("reconstruction", f"{name}/{dataset}"), ("dataset", dataset)]
+
+
+def usage_of(bench: Bench, figure: Figure, tokenizer: str) -> tuple[Key, str]:
+    """The scores and the metric that a figure takes a tokenizer's usage from: over all training images where a table of the
+    figure counts it so, else over the validation images."""
+    columns = (c for name in figure.tables for c in bench.table(f"{figure.paper}/{name}").columns.values())
+    if any(column.get("metric") == "usage_train" for column in columns):
+        return ("train-usage", tokenizer), "usage_train"
+    return score_of(bench, ("tokenizer", tokenizer)), "usage"
 
 
 def score_of(bench: Bench, run: Key) -> Key:

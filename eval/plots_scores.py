@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vqbench.eval.cells import open_scores
-from vqbench.eval.figure_inputs import figure_runs
+from vqbench.eval.figure_inputs import figure_runs, score_of, usage_of
 from vqbench.eval.figure_style import MARKERS, PALETTE, new_figure, say, size_ticks
 from vqbench.eval.printed import printed_table
 from vqbench.eval.protocols import metric_name
@@ -29,19 +29,20 @@ class Point:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def open_points(bench: Bench, figure: Figure, base: Path) -> tuple[list[Point], str]:
-    """All runs of the figure, and rFID's real name under the protocol.
+def open_points(bench: Bench, figure: Figure, base: Path) -> tuple[list[Point], dict[str, str]]:
+    """All runs of the figure, and what the axis of each metric is called: whose usage it is, rFID's name under the protocol.
 
     Raises:
         ArtifactError, StaleSpec: scores are missing or out of date.
     """
     figure_runs(bench, figure)
-    points = []
+    points, counted = [], "usage"
     for group, runs in figure.runs.items():
         for run in runs:
             spec = bench.tokenizers[run]
-            scores = open_scores(bench, ("tokenizer-scores", f"{run}/{spec.dataset}"), base)
-            found = {name: scores.metric(name)[1] for name in METRICS}
+            key, counted = usage_of(bench, figure, run)
+            found = {"usage": open_scores(bench, key, base).metric(counted)[1],
+                     "rfid": open_scores(bench, score_of(bench, ("tokenizer", run)), base).metric("rfid")[1]}  # fmt: skip
             measured = {
                 name: float(entry["value"]) for name, entry in found.items() if entry and entry["value"] is not None
             }
@@ -53,7 +54,9 @@ def open_points(bench: Bench, figure: Figure, base: Path) -> tuple[list[Point], 
             series = f"{spec.family}, {spec.tokens.layout}" if group == "tokenizers" else group
             printed = printed_values(bench, figure, run)
             points.append(Point(series, spec.tokens.code_dim, spec.tokens.num_codes, measured, printed, intervals))
-    return points, metric_name("rfid", bench.protocol).replace("rfid", "rFID ").rstrip()
+    images = "training" if counted == "usage_train" else "validation"
+    rfid = metric_name("rfid", bench.protocol).replace("rfid", "rFID ").rstrip()
+    return points, {"usage": f"codebook usage (%),\n{images} images", "rfid": rfid}
 
 
 def printed_values(bench: Bench, figure: Figure, run: str) -> dict[str, float]:
@@ -61,12 +64,14 @@ def printed_values(bench: Bench, figure: Figure, run: str) -> dict[str, float]:
     found: dict[str, float] = {}
     if bench.scale != "paper":
         return found
-    for table in (bench.tables[f"{figure.paper}/{name}"] for name in figure.tables):
-        for row in (r for r in table.rows if r.run.get("tokenizer") == run):
+    wanted = {usage_of(bench, figure, run)[1]: "usage", "rfid": "rfid"}
+    for table in (bench.table(f"{figure.paper}/{name}") for name in figure.tables):
+        for row in (r for r in table.rows if bench.row_specs(r).tokenizer is bench.tokenizers[run]):
             for column, source in table.columns.items():
-                text = printed_table(table).value(row.label, column).rstrip("%")
-                if source.get("metric") in METRICS and "on" not in source and text.replace(".", "", 1).isdigit():
-                    found[source["metric"]] = float(text)
+                text, metric = printed_table(table).value(row.label, column).rstrip("%"), source.get("metric")
+                its_own = "on" not in source and ("tokenizer" in row.run or source.get("of") == "tokenizer")
+                if metric in wanted and its_own and text.replace(".", "", 1).isdigit():
+                    found[wanted[metric]] = float(text)
     return found
 
 
@@ -79,9 +84,9 @@ class Column(NamedTuple):
     xlabel: str
 
 
-def plot_points(opened: tuple[list[Point], str]) -> Any:
+def plot_points(opened: tuple[list[Point], dict[str, str]]) -> Any:
     """Usage above, rFID below; against token dimension at the left, codebook size at the right, where runs differ in it."""
-    points, rfid = opened
+    points, labels = opened
     columns = _columns(points)
     figure = new_figure(height=4.2)
     axes = figure.subplots(2, len(columns), sharex="col", sharey="row", squeeze=False)
@@ -90,8 +95,8 @@ def plot_points(opened: tuple[list[Point], str]) -> Any:
             _panel(axes[row][place], column.shown, points, metric, column.size)
         axes[0][place].set_title(column.title)
         axes[1][place].set(xlabel=column.xlabel)
-    axes[0][0].set(ylabel="codebook usage (%)", ylim=(0, 108))
-    axes[1][0].set(ylabel=rfid, ylim=(0, None))
+    axes[0][0].set(ylabel=labels["usage"], ylim=(0, 108))
+    axes[1][0].set(ylabel=labels["rfid"], ylim=(0, None))
     handles = {
         label: line for panel in axes.flat for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }

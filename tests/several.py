@@ -1,6 +1,6 @@
 """Trains a tokenizer or generator of the clone's scale ``tiny`` in float64, in as many processes as torchrun starts:
 ``python tests/several.py RUN FOLDER``. Process 0 writes what was learned to ``FOLDER/found.pt``; the environment variable
-KILL (``PROCESS:STEP``) has a process kill itself there, once.
+KILL (``PROCESS:STEP``) has a process kill itself there, once. RUN ``averages`` is a codebook of moving averages alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from vqbench.generators.base import shape_of
 from vqbench.generators.training import GeneratorTask
 from vqbench.papers import bench
 from vqbench.seeds import numpy_rng
-from vqbench.specs import GeneratorSpec, TokenizerSpec, TrainingSpec
+from vqbench.specs import GeneratorSpec, TokenizerSpec, TokenSpec, TrainingSpec
+from vqbench.tokenizers.quantizers.ema import EmaQuantizer
 from vqbench.tokenizers.training import TokenizerTask
 from vqbench.training import Batch, Task, Terms, Trainer
 
@@ -107,10 +108,28 @@ def task_of(run: str, switches: dict[str, Any]) -> tuple[Double, TrainingSpec]:
     return generator_task(spec), training
 
 
+def averages() -> dict[str, Tensor]:
+    """A codebook in float32 after ten steps of the same six micro-batches, whoever quantizes which."""
+    torch.manual_seed(0)
+    codes = EmaQuantizer(TokenSpec(layout="raster", grid=4, num_tokens=16, code_dim=8, num_codes=24), init="normal")
+    for _ in range(10):
+        parts = [torch.randn(2, 8, 4, 4) for _ in range(6)]
+        for part in distributed.share(parts):
+            codes(part)
+        codes.end_step()
+    return codes.state_dict()
+
+
 def main(run: str, folder: Path) -> None:
     """Train and write what was learned."""
     torch.set_num_threads(1)
     distributed.join()
+    if run == "averages":
+        found = averages()
+        if distributed.rank() == 0:
+            torch.save(found, folder / "found.pt")
+        distributed.leave()
+        return
     switches: dict[str, Any] = {name: True for name in os.environ.get("SWITCHES", "").split(",") if name}
     task, training = task_of(run, switches)
     (folder / "state").mkdir(parents=True, exist_ok=True)

@@ -91,6 +91,14 @@ def test_the_loss_curve_is_that_of_one_process(calm: Calm, run: str, processes: 
 
 
 @pytest.mark.timeout(300)
+def test_moving_averages_are_bit_identical_on_two_processes(calm: Calm) -> None:
+    """Of the same vectors. Over a training, encoders differ in the last bit, so codebooks do: see above."""
+    one, two = calm(1, "averages"), calm(2, "averages")
+    assert one["counts"].sum() > 0 and one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.timeout(300)
 def test_recomputed_activations_change_nothing(calm: Calm, tiny: Path, tmp_path: Path) -> None:
     plain = calm(1, "vqgan-k1024")
     again = learned(tiny, 1, "vqgan-k1024", tmp_path / "again", SWITCHES="recompute")

@@ -75,6 +75,14 @@ def samples(**entry: Any) -> Edit:
         (samples(stepps=3), r"unknown key 'stepps'; did you mean 'steps'"),
         (samples(generator="nobody"), r"unknown generator 'nobody'"),
         (lambda d: d.update(tabels={}), r"cq.yaml: unknown key 'tabels'; did you mean 'tables'"),
+        (
+            lambda d: d["figures"]["fig4"].update(run={}),
+            r"cq.yaml: figure 'fig4': unknown key 'run'; did you mean 'runs'",
+        ),
+        (
+            lambda d: d["tables"]["6b"]["columns"].update({"Usage": {"metrik": "usage"}}),
+            r"table '6b', column 'Usage': unknown key 'metrik'; did you mean 'metric'",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_mend(workflow: Path, edit: Edit, message: str) -> None:

@@ -143,7 +143,8 @@ class Products(Graph):
         """A table as its entry says, without the crossings of its rows.
 
         Raises:
-            SpecError: unknown or missing key, a row that names no run, a column ``with`` what the paper does not have.
+            SpecError: unknown or missing key, also of a column; a row that names no run, a column ``with`` what the paper
+                does not have.
         """
         where = f"{paper}.yaml: table '{table_id}'"
         for key in entry:
@@ -153,6 +154,7 @@ class Products(Graph):
             if key not in entry:
                 raise SpecError(f"{where}: key '{key}' is missing")
         for column, source in entry["columns"].items():
+            _check_column(source, f"{where}, column '{column}'")
             if "with" in source and source["with"] not in (partners := self.papers[paper].get("partners") or {}):
                 raise SpecError(
                     f"{where}: column '{column}' is with '{source['with']}'; {nearest(source['with'], partners)}"
@@ -176,10 +178,10 @@ class Products(Graph):
         if "not_yet" in run:
             return Row(label, {}, f"not yet: {run['not_yet']}")
         for kind, run_id in run.items():
-            if kind not in known or run_id not in known[kind]:
-                raise SpecError(
-                    f"{where}: row '{label}' names {kind} '{run_id}'; {nearest(run_id, known.get(kind, {}))}"
-                )
+            if kind not in known:
+                raise SpecError(f"{where}: row '{label}': unknown key '{kind}'; {nearest(kind, [*known, 'not_yet'])}")
+            if run_id not in known[kind]:
+                raise SpecError(f"{where}: row '{label}' names {kind} '{run_id}'; {nearest(run_id, known[kind])}")
         return Row(label, run, "measured")
 
     def table_path(self, table: Table) -> str:
@@ -306,7 +308,8 @@ class Products(Graph):
     def figure_digest(self, name: str) -> str:
         """What a figure is made from, its runs aside."""
         figure = self.figure(name)
-        body = {"kind": figure.kind, "title": figure.title, "runs": {k: list(v) for k, v in figure.runs.items()}}
+        body = {"kind": figure.kind, "title": figure.title, "tables": list(figure.tables),
+                "runs": {k: list(v) for k, v in figure.runs.items()}}  # fmt: skip
         code = self._code(("vqbench.eval.figures",))
         return self._asked_once(("figure", name), lambda: digest_of({"figure": body, "code": code}))
 
@@ -327,3 +330,11 @@ class Products(Graph):
 
     def figure_path(self, figure: Figure) -> str:
         return f"{self.root}/{figure.paper}/figures/{figure.id}.pdf"
+
+
+def _check_column(source: Mapping[Any, Any], where: str) -> None:
+    """A misspelt key would fill the column from another quantity or data set without a word."""
+    for key in source:
+        if key not in (known := ("metric", "on", "of", "under", "times", "with", "fact", "printed")):
+            hint = '; YAML 1.1 reads a bare on: as true, write "on":' if key is True else f"; {nearest(key, known)}"
+            raise SpecError(f"{where}: unknown key '{key}'{hint}")

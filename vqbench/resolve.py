@@ -16,6 +16,7 @@ from vqbench.specs import (
     SampleSpec,
     TokenizerSpec,
     TokenSpec,
+    TrainingSpec,
     VitSpec,
     parse,
 )
@@ -129,9 +130,12 @@ def resolve_training(recipe: Mapping[str, Any], images: int, where: str) -> dict
     A run that asks for a ``share`` is that part of its recipe's length, at every scale.
 
     Raises:
-        SpecError: neither steps nor epochs given, one of them not positive, or no share.
+        SpecError: unknown key, neither steps nor epochs given, one of them not positive, or no share.
     """
     data: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in recipe.items()}
+    for key in data:
+        if key not in (known := {*TrainingSpec.model_fields, "epochs", "share", "options"}):
+            raise SpecError(f"{where}: unknown key 'training.{key}'; {nearest(key, known)}")
     for key in ("steps", "epochs", "batch_size"):
         if key in data and (not isinstance(data[key], int | float) or data[key] <= 0):
             raise SpecError(f"{where}: '{key}' is {data[key]!r}: input should be greater than 0")

@@ -102,8 +102,13 @@ def check_paper(paper: str, data: dict[str, Any]) -> None:
     """Refuse a paper's file that is not of its shape, or a name that cannot be a path.
 
     Raises:
-        SpecError: names file, key and value.
+        SpecError: names file, entry, key and value.
     """
+    for part, shape in (("partners", PartnerShape), ("tables", TableShape), ("figures", FigureShape)):
+        entries = data.get(part)
+        for name, entry in entries.items() if isinstance(entries, dict) else ():
+            if isinstance(entry, dict):  # by itself first, so that a wrong key in it is named with the nearest
+                parse(shape, entry, f"{paper}.yaml: {part[:-1]} '{name}'")
     parse(PaperShape, data, f"{paper}.yaml")
     for part in ("codebooks", "tokenizers", "generators", "samples", "classifiers", "partners", "tables", "figures"):
         check_names(data.get(part) or {}, f"{paper}.yaml: {part}")

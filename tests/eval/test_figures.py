@@ -26,6 +26,7 @@ from vqbench.tokenizers.base import build_tokenizer
 
 from .synthetic import CODE, finish, finish_scores, losses_csv, npy, write_workflow
 
+LABELS = {"usage": "usage", "rfid": "rFID"}
 KINDS = ("fig1", "reconstructions", "fig3", "fig4", "losses", "usage", "frequency", "map", "replaced")
 
 
@@ -143,23 +144,35 @@ def point(series: str, dim: int, codes: int, **measured: float) -> plots_scores.
 def test_panels_show_the_runs_that_differ_in_one_size_alone() -> None:
     points = [point("spatial", d, 256, usage=d, rfid=1.0) for d in (4, 8)]
     points += [point("channel", 64, k, usage=100.0, rfid=2.0) for k in (64, 256)]
-    drawn = plots_scores.plot_points((points, "rFID"))
+    drawn = plots_scores.plot_points((points, LABELS))
     by_dim, by_size = drawn.axes[0], drawn.axes[1]
     assert {line.get_label(): list(line.get_xdata()) for line in by_dim.lines} == {"spatial": [4, 8], "channel": [64]}
     assert {line.get_label(): list(line.get_xdata()) for line in by_size.lines} == {"channel": [64, 256]}
 
 
 def test_a_size_that_all_share_has_no_panels() -> None:
-    drawn = plots_scores.plot_points(([point("fc", 8, k, usage=50.0, rfid=1.0) for k in (64, 256)], "rFID"))
+    drawn = plots_scores.plot_points(([point("fc", 8, k, usage=50.0, rfid=1.0) for k in (64, 256)], LABELS))
     assert [axes.get_xlabel() for axes in drawn.axes] == ["", "codebook size K"]
-    drawn = plots_scores.plot_points(([point("fc", 8, 64, usage=50.0, rfid=1.0)], "rFID"))
+    drawn = plots_scores.plot_points(([point("fc", 8, 64, usage=50.0, rfid=1.0)], LABELS))
     assert [axes.get_xlabel() for axes in drawn.axes] == ["", "token dimension"]
 
 
 def test_a_panel_without_data_says_so() -> None:
-    drawn = plots_scores.plot_points(([point("spatial", d, 256, usage=90.0) for d in (4, 8)], "rFID"))
+    drawn = plots_scores.plot_points(([point("spatial", d, 256, usage=90.0) for d in (4, 8)], LABELS))
     words = [[text.get_text() for text in axes.texts] for axes in drawn.axes]
     assert words == [[], ["not measured"]], "and no panels over a codebook size that all share"
+
+
+def test_printed_values_are_those_of_the_tokenizer_also_in_rows_of_samples() -> None:
+    """VQGAN-LC, Fig. 1 (a): Table 1 prints rFID in rows of LDM's samples, Table 2 utilization of the training images."""
+    paper = Bench("paper")
+    figure = paper.figures["vqgan_lc/fig1a"]
+    assert plots_scores.printed_values(paper, figure, "fc-k1024") == {"rfid": 4.82}
+    assert plots_scores.printed_values(paper, figure, "ema-k50000") == {"rfid": 3.88, "usage": 40.2}
+    assert plots_scores.printed_values(paper, figure, "lc-k100000") == {"rfid": 2.62, "usage": 99.9}
+    assert plots_scores.printed_values(Bench("demo"), figure, "lc-k100000") == {}
+    spatial = plots_scores.printed_values(paper, paper.figures["cq/fig1"], "llamagen-d8")
+    assert spatial == {"rfid": 2.19, "usage": 97.0}, "where usage is that of the validation images"
 
 
 def test_psnr_labels() -> None:

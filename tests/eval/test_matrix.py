@@ -189,7 +189,30 @@ def partner(**entry: Any) -> Edit:
         (partner(generator={}), r"partner 'gpt' of tokenizer 'cq-k16384': key 'family' is missing"),
         (partner(generator={"family": "gtp"}), r"unknown family 'gtp' in generators/; did you mean 'gpt'"),
         (partner(generator={"family": "gpt", "layer": 1}), r"unknown key 'layer'; did you mean 'layers'"),
-        (partner(generator={"family": "gpt"}, sampels={}), r"unknown key 'partners.gpt.sampels'"),
+        (
+            partner(generator={"family": "gpt"}, sampels={}),
+            r"partner 'gpt': unknown key 'sampels'; did you mean 'samples'",
+        ),
+        (
+            partner(generator={"family": "gpt"}, samples={"guidence": 2.0}),
+            r"unknown key 'guidence'; did you mean 'guidance'",
+        ),
+        (
+            partner(generator={"family": "gpt", "training": {"shar": 0.5}}),
+            r"unknown key 'training\.shar'; did you mean 'share'",
+        ),
+        (
+            lambda data: data["tables"]["matrix"].update(colums={}),
+            r"table 'matrix': unknown key 'colums'; did you mean 'columns'",
+        ),
+        (
+            lambda data: data["tables"]["matrix"]["columns"].update(X={"metric": "fid", "wiht": "gpt"}),
+            r"table 'matrix', column 'X': unknown key 'wiht'; did you mean 'with'",
+        ),
+        (
+            lambda data: data["tables"]["matrix"]["rows"].update(X={"tokenzier": "fc-k16384"}),
+            r"row 'X': unknown key 'tokenzier'; did you mean 'tokenizer'",
+        ),
         (partner(generator={"family": "gpt", "training": {"share": 2}}), r"'share' is 2: expected a part"),
         (partner(generator={"family": "gpt", "training": {"share": True}}), r"'share' is True: expected a part"),
         (

@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from vqbench.artifacts import read_json
-from vqbench.eval import score_usage
+from vqbench.eval import plots_scores, score_usage
+from vqbench.eval.figure_inputs import figure_keys
 from vqbench.eval.tables import build_table
-from vqbench.papers import Bench, score_keys
+from vqbench.papers import Bench, Figure, score_keys
 from vqbench.specs import TokenSpec
 
 from .synthetic import CODE, PAPER, finish, finish_scores, scores_json, write_workflow
@@ -75,3 +76,25 @@ def test_the_cells_are_read_from_it(bench: Bench, tmp_path: Path) -> None:
     assert row["Utilization measured"] == "11.2%" and row["Perplexity measured"] == "1234.500"
     assert row["status"] == "measured" and row["N"].startswith("64 (Perplexity, Utilization)")
     assert "scores/usage/llamagen-d8" in row["manifest"]
+
+
+@pytest.mark.parametrize(("table", "images", "usage"), [("8", "training", 11.25), ("6a", "validation", None)])
+def test_a_figure_takes_usage_from_where_its_table_does(
+    bench: Bench, tmp_path: Path, table: str, images: str, usage: float | None
+) -> None:
+    finish_scores(bench, tmp_path)
+    metrics = {"usage_train": (11.25, "%"), "perplexity_train": (1234.5, "codes")}
+    finish(
+        bench,
+        counted := ("train-usage", "llamagen-d8"),
+        tmp_path,
+        {"scores.json": scores_json(metrics, bench.protocol)},
+    )
+    figure = Figure("cq", "x", "", "usage-and-rfid", {"FC": ("llamagen-d8",)}, (table,))
+    assert (counted in figure_keys(bench, figure)) == (images == "training")
+    (point,), labels = plots_scores.open_points(bench, figure, tmp_path)
+    own = read_json(next(tmp_path.glob("results/demo/store/tokenizer-scores/llamagen-d8/photos/*/scores.json")))[
+        "metrics"
+    ]
+    assert point.measured["usage"] == (usage or own["usage"]["value"]) and f"{images} images" in labels["usage"]
+    assert point.measured["rfid"] == own["rfid[demo-judge]"]["value"]

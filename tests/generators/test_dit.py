@@ -208,7 +208,8 @@ def test_ddpm_by_hand() -> None:
         least, most = (beta * (1 - before) / (1 - now)).log(), beta.log()
         deviation = torch.exp(0.5 * (least + (most - least) * (share + 1) / 2))
         x = (mean + deviation * torch.randn(x.shape, generator=rng)).float()
-    torch.testing.assert_close(found, x, rtol=1e-2, atol=2e-3)  # ten steps of a network that amplifies
+    # the library's shares of noise are float32, which leaves 1 - a(t) four digits where t is small
+    assert (found - x).abs().max() < 3e-4 * x.abs().max()
 
 
 def test_the_ode_is_scipys() -> None:

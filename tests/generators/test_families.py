@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers import copy_clone, snakemake, vqbench
+from safetensors.torch import load_file
 
 from vqbench.generators.base import build_generator
 from vqbench.papers import bench
@@ -77,6 +78,10 @@ def test_latents_are_written_once_and_quantize_to_the_ids(ran: Path) -> None:
     found, codes = np.load(latents), np.load(ids)
     assert found.dtype == np.float32 and found.shape == (64, 16, 8, 8) and len(codes) == 64
     assert not list((kinds / "latents").rglob("ids.npy"))
+    (weights,) = (kinds / "tokenizer/vqgan-k1024").rglob("model.safetensors")
+    book = load_file(weights)["quantizer.weight"].double()
+    vectors = torch.from_numpy(found).permute(0, 2, 3, 1).flatten(0, 2).double()
+    assert np.array_equal(torch.cdist(vectors, book).argmin(1).view(64, -1, 1).numpy(), codes)
 
 
 def test_two_processes_write_the_same_latents(ran: Path) -> None:
