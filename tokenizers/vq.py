@@ -27,7 +27,7 @@ OPTIONS = {
     "mid_attention": True,
     "latent_channels": 256,
     "codebook": "gradient",
-    "ema_decay": 0.99,
+    "codebook_decay": 0.99,
     "similarity": "euclidean",
     "l2_normalize": False,
     "entropy_temperature": 0.0,
@@ -39,8 +39,8 @@ def build(spec: TokenizerSpec) -> Tokenizer:
     """The untrained tokenizer; its weights follow from ``spec.seed``.
 
     Raises:
-        SpecError: the options do not fit the resolution and grid, name an unknown init, similarity or codebook, or ask
-            for a codebook by EMA that is looked up by cosine.
+        SpecError: the options do not fit the resolution and grid, name an unknown init, similarity or codebook, ask
+            for a codebook by EMA that is looked up by cosine, or for the decay of one that has none.
     """
     options = spec.options
     settings = {k: options[k] for k in ("init", "similarity", "l2_normalize", "entropy_temperature")}
@@ -52,8 +52,10 @@ def build(spec: TokenizerSpec) -> Tokenizer:
                     "tokenizer: codebook 'ema' cannot be looked up by cosine: averages start at no vector, so a code that "
                     "nobody chose is 1 / epsilon too long, and cosine would choose it; set similarity: euclidean"
                 )
-            quantizer = EmaQuantizer(spec.tokens, decay=options["ema_decay"], **settings)
+            quantizer = EmaQuantizer(spec.tokens, decay=options["codebook_decay"], **settings)
         elif options["codebook"] == "gradient":
+            if options["codebook_decay"] != OPTIONS["codebook_decay"]:
+                raise SpecError("tokenizer: codebook_decay does nothing to a codebook 'gradient'; set codebook: ema")
             quantizer = VectorQuantizer(spec.tokens, **settings)
         else:
             raise SpecError(

@@ -126,3 +126,8 @@ def test_commitment_stays_bounded_from_the_start(init: str) -> None:
 def test_averages_looked_up_by_cosine_are_refused(make_spec: Callable[..., TokenizerSpec]) -> None:
     with pytest.raises(SpecError, match="codebook 'ema' cannot be looked up by cosine"):
         build_tokenizer(make_spec("vq", codebook="ema", similarity="cosine"))
+
+
+def test_a_decay_that_would_do_nothing_is_refused(make_spec: Callable[..., TokenizerSpec]) -> None:
+    with pytest.raises(SpecError, match="codebook_decay does nothing to a codebook 'gradient'"):
+        build_tokenizer(make_spec("vq", codebook_decay=0.9))
