@@ -36,8 +36,7 @@ PAIRS = ("pair-scores", "cq-k16384/photos/vqgan-lc-code")
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    for module in ("vqbench.graph", "vqbench.products"):
-        monkeypatch.setattr(f"{module}.code_digest", lambda roots: CODE)
+    monkeypatch.setattr("vqbench.graph.code_digest", lambda roots: CODE)
     folder = write_workflow(tmp_path / "workflow")
     rows = {"L": {"samples": "cq-l-k16384-s10"}}
     table = {"title": "Both", "columns": COLUMNS, "rows": rows}

@@ -32,8 +32,7 @@ KINDS = ("fig1", "reconstructions", "fig3", "fig4", "losses", "usage", "frequenc
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    for module in ("vqbench.graph", "vqbench.products"):
-        monkeypatch.setattr(f"{module}.code_digest", lambda roots: CODE)
+    monkeypatch.setattr("vqbench.graph.code_digest", lambda roots: CODE)
     monkeypatch.setattr(figure_style, "DPI", 60)
     return Bench("demo", write_workflow(tmp_path / "workflow"))
 

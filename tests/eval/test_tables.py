@@ -28,8 +28,7 @@ MEASURED_FID = "FID measured [demo-judge]"
 
 @pytest.fixture
 def workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in ("vqbench.graph", "vqbench.products"):
-        monkeypatch.setattr(f"{module}.code_digest", lambda roots: CODE)
+    monkeypatch.setattr("vqbench.graph.code_digest", lambda roots: CODE)
     return write_workflow(tmp_path / "workflow")
 
 
@@ -263,8 +262,7 @@ def test_accepted_runs_are_marked(workflow: Path, paper: Bench, scored: Path, mo
     older = json.loads(scores_json({"fid[demo-judge]": (3.0, "")}, made.protocol))
     del older["warnings"]  # made before scores bore any
     finish(made, key, scored, {"scores.json": json.dumps(older).encode()})
-    for module in ("vqbench.graph", "vqbench.products"):
-        monkeypatch.setattr(f"{module}.code_digest", lambda roots: "1" * 64)
+    monkeypatch.setattr("vqbench.graph.code_digest", lambda roots: "1" * 64)
     accepted = Bench("demo", workflow)
     accepted.accepted = {
         "/".join(key): {"digest": digest, "current": Bench("demo", workflow).digest(key), "reason": "why"}
