@@ -29,7 +29,7 @@ demo: setup
 	@cat $(DEMO)/table6b.md
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not demo and not slurm"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not full and not demo and not slurm"
 
 # Full-size models, one optimizer step each, and the real judges' architectures on random weights.
 test-full: setup

@@ -13,6 +13,10 @@ from helpers import copy_clone
 
 torch.set_num_threads(1)
 
+# By `--durations` of `make test`, whose workers take files in this order.
+LONGEST = ("test_workflow.py", "test_families.py", "test_snakemake.py", "test_large_codebook.py", "test_mutated_configs.py",
+           "test_cluster.py", "test_notice.py", "test_distributed.py")  # fmt: skip
+
 # Drawn once, for the workers of pytest-xdist too; tests/faults kills at moments drawn from it.
 os.environ.setdefault("FAULT_SEED", str(random.SystemRandom().randrange(1_000_000)))
 
@@ -20,6 +24,12 @@ os.environ.setdefault("FAULT_SEED", str(random.SystemRandom().randrange(1_000_00
 def pytest_report_header() -> str:
     """The seed of what is random, at the top of the output."""
     return f"faults: FAULT_SEED={os.environ['FAULT_SEED']}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: a worker takes a whole file, and one of ten minutes that came last left the other idle."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.hookimpl(wrapper=True)

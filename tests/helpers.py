@@ -37,7 +37,7 @@ def copy_clone(target: Path) -> Path:
     return target
 
 
-def run_in(folder: Path, *command: str, timeout: float = 560, **env: str) -> subprocess.CompletedProcess[str]:
+def run_in(folder: Path, *command: str, timeout: float = 860, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a clone, whose own vqbench is the one that is imported."""
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env=environment(folder, **env), timeout=timeout

@@ -14,7 +14,7 @@ QUICK = ("ssim", "frechet", "neighbours", "nearest", "reading", "planning")
 
 def page(case: str) -> str:
     command = [sys.executable, "benchmarks/run.py", "--small", "--only", case]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=560)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=860)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -81,7 +81,6 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
         ("dit-lc-k100000", 2),
     ],
 )
-@pytest.mark.timeout(300)
 def test_the_loss_curve_is_that_of_one_process(calm: Calm, run: str, processes: int) -> None:
     one, more = calm(1, run), calm(processes, run)
     assert_close(one, more)
@@ -90,7 +89,6 @@ def test_the_loss_curve_is_that_of_one_process(calm: Calm, run: str, processes: 
     assert ("quantizer.counts" in one["weights"]) == run.startswith("ema"), "moving averages are compared, too"
 
 
-@pytest.mark.timeout(300)
 def test_moving_averages_are_bit_identical_on_two_processes(calm: Calm) -> None:
     """Of the same vectors. Over a training, encoders differ in the last bit, so codebooks do: see above."""
     one, two = calm(1, "averages"), calm(2, "averages")
@@ -98,7 +96,6 @@ def test_moving_averages_are_bit_identical_on_two_processes(calm: Calm) -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.timeout(300)
 def test_recomputed_activations_change_nothing(calm: Calm, tiny: Path, tmp_path: Path) -> None:
     plain = calm(1, "vqgan-k1024")
     again = learned(tiny, 1, "vqgan-k1024", tmp_path / "again", SWITCHES="recompute")
@@ -106,7 +103,6 @@ def test_recomputed_activations_change_nothing(calm: Calm, tiny: Path, tmp_path:
     torch.testing.assert_close(again["weights"], plain["weights"], rtol=0, atol=0)
 
 
-@pytest.mark.timeout(300)
 def test_a_killed_worker_ends_all_and_the_next_call_goes_on(calm: Calm, tiny: Path, tmp_path: Path) -> None:
     undisturbed = calm(2, "cq-k16384")
     folder = tmp_path / "killed"
@@ -119,7 +115,6 @@ def test_a_killed_worker_ends_all_and_the_next_call_goes_on(calm: Calm, tiny: Pa
     torch.testing.assert_close(again["weights"], undisturbed["weights"], rtol=0, atol=0)
 
 
-@pytest.mark.timeout(550)
 def test_tokens_samples_and_scores_are_gathered_exactly(tmp_path: Path) -> None:
     """The steps of a small DAG again in 2 and 3 processes: the same bytes."""
     clone = copy_clone(tmp_path / "clone")
@@ -149,7 +144,6 @@ def test_tokens_samples_and_scores_are_gathered_exactly(tmp_path: Path) -> None:
         assert json.loads(path.with_name("run.json").read_text())["processes"] == processes
 
 
-@pytest.mark.timeout(300)
 def test_the_first_process_alone_holds_what_all_saw(tmp_path: Path) -> None:
     found = {}
     for processes in (1, 2, 3):
@@ -167,7 +161,6 @@ def test_the_first_process_alone_holds_what_all_saw(tmp_path: Path) -> None:
     assert json.loads(found[1])["copies"] == 11
 
 
-@pytest.mark.timeout(300)
 def test_what_goes_wrong_in_one_process_is_said_without_a_traceback(clone: Path) -> None:
     done = snakemake(clone, "results/tiny/datasets/photos-tiny/manifest.json", *TINY)
     done = vqbench(clone, "reference", "photos-tiny", "--scale", "tiny", "--processes", "2")
@@ -218,7 +211,6 @@ def workers(clone: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.timeout(400)
 def test_a_notice_and_a_killed_agent_lose_nothing(clone: Path, tmp_path: Path) -> None:
     path = clone / "workflow" / "scales" / "tiny.yaml"
     scale = yaml.safe_load(path.read_text())

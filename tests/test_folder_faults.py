@@ -80,7 +80,6 @@ def start(folder: Path, log: Path, *words: str, **env: str) -> subprocess.Popen[
         )
 
 
-@pytest.mark.timeout(300)
 def test_a_killed_loader_process_is_named_and_training_goes_on_from_its_checkpoint(clone: Path, tmp_path: Path) -> None:
     images = write_images(tmp_path / "data", ["one", "two"], 8)
     add_dataset(clone, 16)

@@ -83,7 +83,6 @@ def test_ci_does_not_pass_over_what_needs_root(ci: str, ends: str, tmp_path: Pat
     assert ends in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(300)
 def test_out_of_memory_is_tried_again_and_then_a_row_that_says_so(clone: Path) -> None:
     data = [f"results/tiny/datasets/{name}/manifest.json" for name in ("photos-tiny", "photos-tiny-ood")]
     assert snakemake(clone, *data, *TINY).returncode == 0
@@ -102,7 +101,6 @@ def test_out_of_memory_is_tried_again_and_then_a_row_that_says_so(clone: Path) -
     assert set(rows(clone, "table6b.partial.csv").values()) >= {"failed: pretrained/tiny-classifier: out of memory"}
 
 
-@pytest.mark.timeout(300)
 def test_a_full_disk_keeps_the_last_checkpoint_and_the_next_call_goes_on(clone: Path) -> None:
     path = clone / "workflow" / "scales" / "tiny.yaml"
     scale = yaml.safe_load(path.read_text())

@@ -88,7 +88,6 @@ def drawn(count: int) -> Any:
 
 @drawn(300)
 @given(mutation=mutations(FILES))
-@pytest.mark.timeout(300)
 def test_a_mutated_configuration_resolves_or_is_refused(workflow: Path, mutation: tuple[Path, dict[str, Any]]) -> None:
     name, data = mutation
     (workflow / name).write_text(yaml.safe_dump(data, sort_keys=False))
@@ -154,7 +153,6 @@ SIZES = [1, 2, 3, 5, 6, 7, 12, 0, -1, 0.5, 1.5, True, None, [1, 2, 2], [2], 10**
 SIZED = ((Path("scales/tiny.yaml"), ("tokenizers",)), (Path("pretrained.yaml"), ("tiny-classifier",)))
 
 
-@pytest.mark.timeout(300)
 def test_mutated_sizes_train_or_are_refused(clone: Path) -> None:
     """The step itself, through the command line: five steps of the classifier, three of a tokenizer with its adversary."""
     rng, run = random.Random(4), ("--scale", "tiny")

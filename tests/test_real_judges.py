@@ -30,7 +30,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("protocol", "name"), [("adm", "rFID measured"), ("clean-fid", "rFID measured [clean-fid]")])
-@pytest.mark.timeout(600)
 def test_real_architectures_in_the_dag(protocol: str, name: str, home: Path, tmp_path: Path) -> None:
     clone = copy_clone(tmp_path / "clone")
     scale = yaml.safe_load(TINY.read_text())
