@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import pytest
 import yaml
 from helpers import copy_clone, environment, snakemake, vqbench
 from PIL import Image
