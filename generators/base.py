@@ -43,6 +43,14 @@ class Generator(nn.Module):
         """Class labels (B,) -> ids (B, N, Q) (or latents, for continuous families)."""
 
     @abstractmethod
+    def check_sampler(self, sampler: dict[str, Any]) -> None:
+        """Refuse options of :data:`SAMPLER` that are out of range; asked before it is trained, too.
+
+        Raises:
+            SpecError: names the option, its value and what is allowed.
+        """
+
+    @abstractmethod
     def parameter_counts(self) -> dict[str, int]:
         """``{"blocks": without vocabulary matrices, "vocabulary": embedding and head matrices over the K codes}``."""
 

@@ -80,6 +80,11 @@ class DiffusionTransformer(LatentGenerator):
             "vb": variational_bound(table, start, now, time, guess.detach(), share),
         }
 
+    def check_sampler(self, sampler: dict[str, Any]) -> None:
+        check_guidance(sampler, self.channels)
+        if not 1 <= sampler["steps"] <= self.timesteps:
+            raise SpecError(f"sampler: steps is {sampler['steps']}; it must be between 1 and {self.timesteps}")
+
     @torch.no_grad()
     def sample(self, condition: Tensor, rng: torch.Generator, sampler: dict[str, Any]) -> Tensor:
         """DDPM with the learned variance. All noise comes from `rng`, which lives on the model's device.
@@ -94,9 +99,7 @@ class DiffusionTransformer(LatentGenerator):
         Raises:
             SpecError: a sampler option is out of its range.
         """
-        check_guidance(sampler, self.channels)
-        if not 1 <= sampler["steps"] <= self.timesteps:
-            raise SpecError(f"sampler: steps is {sampler['steps']}; it must be between 1 and {self.timesteps}")
+        self.check_sampler(sampler)
         schedule = {"num_train_timesteps": self.timesteps, "variance_type": "learned_range", **SCHEDULE}
         scheduler = sampler_of(DDPMScheduler, schedule, sampler["steps"], condition.device)
         x, network = self.start(condition, rng, sampler)

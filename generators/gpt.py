@@ -102,6 +102,19 @@ class GPT(Generator):
         loss = F.cross_entropy(at_least_fp32(logits.flatten(0, 1)), ids.flatten(), label_smoothing=self.label_smoothing)
         return {"cross_entropy": loss}
 
+    def check_sampler(self, sampler: dict[str, Any]) -> None:
+        for key, least in (("temperature", 0), ("top_k", 0), ("guidance", 1)):
+            if sampler[key] < least:
+                raise SpecError(f"sampler: {key} is {sampler[key]}; it must be at least {least}")
+        if not 0 < sampler["top_p"] <= 1:
+            raise SpecError(f"sampler: top_p is {sampler['top_p']}; it must be in (0, 1]")
+        if not 0 <= sampler["top_k_share"] <= 1:
+            raise SpecError(f"sampler: top_k_share is {sampler['top_k_share']}; it must be in [0, 1]")
+        if sampler["top_k"] and sampler["top_k_share"]:
+            raise SpecError(
+                f"sampler: top_k is {sampler['top_k']} and top_k_share {sampler['top_k_share']}; set one to 0"
+            )
+
     @torch.no_grad()
     def sample(self, condition: Tensor, rng: torch.Generator, sampler: dict[str, Any]) -> Tensor:
         """One id after the other. The model should be in eval mode. All noise comes from `rng`, on the model's device.
@@ -117,7 +130,8 @@ class GPT(Generator):
         Raises:
             SpecError: a sampler option is out of its range.
         """
-        top_k = check_sampler(sampler, self.num_codes)
+        self.check_sampler(sampler)
+        top_k = codes_kept(sampler, self.num_codes)
         passes = 1 if sampler["guidance"] == 1 else 2
         both = torch.cat([condition, torch.full_like(condition, self.null_class)][:passes])  # (2B,) or (B,)
         cache = self.transformer.cache(len(both), self.num_tokens, self.positions) if sampler["cached"] else None
@@ -161,20 +175,7 @@ def build(spec: GeneratorSpec) -> GPT:
     return GPT(spec)
 
 
-def check_sampler(sampler: dict[str, Any], num_codes: int) -> int:
-    """The number of codes that top-k keeps, 0 for all.
-
-    Raises:
-        SpecError: an option is out of its range, or top-k is given twice; names it, its value and what is allowed.
-    """
-    for key, least in (("temperature", 0), ("top_k", 0), ("guidance", 1)):
-        if sampler[key] < least:
-            raise SpecError(f"sampler: {key} is {sampler[key]}; it must be at least {least}")
-    if not 0 < sampler["top_p"] <= 1:
-        raise SpecError(f"sampler: top_p is {sampler['top_p']}; it must be in (0, 1]")
-    if not 0 <= sampler["top_k_share"] <= 1:
-        raise SpecError(f"sampler: top_k_share is {sampler['top_k_share']}; it must be in [0, 1]")
-    if sampler["top_k"] and sampler["top_k_share"]:
-        raise SpecError(f"sampler: top_k is {sampler['top_k']} and top_k_share {sampler['top_k_share']}; set one to 0")
+def codes_kept(sampler: dict[str, Any], num_codes: int) -> int:
+    """The number of codes that top-k keeps, 0 for all."""
     share: float = sampler["top_k_share"]
     return int(sampler["top_k"]) or (max(1, round(share * num_codes)) if share else 0)

@@ -77,6 +77,13 @@ class LatentDiffusion(LatentGenerator):
         found = self.predict(noised(noise_of(self.timesteps, *SCHEDULE.values()), start, noise, time), time, classes)
         return {"mse": (at_least_fp32(found) - noise).square().mean()}
 
+    def check_sampler(self, sampler: dict[str, Any]) -> None:
+        check_guidance(sampler, self.channels)
+        if not 1 <= sampler["steps"] < self.timesteps:
+            raise SpecError(f"sampler: steps is {sampler['steps']}; it must be at least 1 and below {self.timesteps}")
+        if not 0 <= sampler["eta"] <= 1:
+            raise SpecError(f"sampler: eta is {sampler['eta']}; it must be in [0, 1]")
+
     @torch.no_grad()
     def sample(self, condition: Tensor, rng: torch.Generator, sampler: dict[str, Any]) -> Tensor:
         """DDIM. All noise comes from `rng`, which lives on the model's device.
@@ -91,11 +98,7 @@ class LatentDiffusion(LatentGenerator):
         Raises:
             SpecError: a sampler option is out of its range.
         """
-        check_guidance(sampler, self.channels)
-        if not 1 <= sampler["steps"] < self.timesteps:
-            raise SpecError(f"sampler: steps is {sampler['steps']}; it must be at least 1 and below {self.timesteps}")
-        if not 0 <= sampler["eta"] <= 1:
-            raise SpecError(f"sampler: eta is {sampler['eta']}; it must be in [0, 1]")
+        self.check_sampler(sampler)
         # CompVis/latent-diffusion:ldm/models/diffusion/ddim.py and util.py: every so many steps from 1 on, and the last
         # goes to the first step's share of noise, not to none
         schedule = {"num_train_timesteps": self.timesteps, "set_alpha_to_one": False, "steps_offset": 1,

@@ -114,6 +114,14 @@ class MaskGIT(Generator):
         loss = F.cross_entropy(at_least_fp32(self.logits(features)), ids[masked], label_smoothing=self.label_smoothing)
         return {"cross_entropy": loss}
 
+    def check_sampler(self, sampler: dict[str, Any]) -> None:
+        if sampler["guidance_schedule"] not in GUIDANCE_SCHEDULES:
+            mend = nearest(sampler["guidance_schedule"], GUIDANCE_SCHEDULES)
+            raise SpecError(f"sampler: unknown guidance_schedule '{sampler['guidance_schedule']}'; {mend}")
+        for key, least in (("steps", 1), ("guidance", 1), ("temperature", 0), ("gumbel", 0)):
+            if sampler[key] < least:
+                raise SpecError(f"sampler: {key} is {sampler[key]}; it must be at least {least}")
+
     @torch.no_grad()
     def sample(self, condition: Tensor, rng: torch.Generator, sampler: dict[str, Any]) -> Tensor:
         """Parallel decoding: guess all masked ids, keep the most confident, mask the others again.
@@ -131,7 +139,7 @@ class MaskGIT(Generator):
         Raises:
             SpecError: a sampler option is out of its range.
         """
-        check_sampler(sampler)
+        self.check_sampler(sampler)
         steps = sampler["steps"]
         open_ = torch.arange(self.num_tokens, device=condition.device).expand(len(condition), -1)  # (B, M), M = N
         ids = torch.zeros_like(open_)  # (B, N)
@@ -181,17 +189,3 @@ class MaskGIT(Generator):
 def build(spec: GeneratorSpec) -> MaskGIT:
     """The untrained model; runs on the meta device too."""
     return MaskGIT(spec)
-
-
-def check_sampler(sampler: dict[str, Any]) -> None:
-    """Refuse sampler options that are out of range.
-
-    Raises:
-        SpecError: names the option, its value and what is allowed.
-    """
-    if sampler["guidance_schedule"] not in GUIDANCE_SCHEDULES:
-        mend = nearest(sampler["guidance_schedule"], GUIDANCE_SCHEDULES)
-        raise SpecError(f"sampler: unknown guidance_schedule '{sampler['guidance_schedule']}'; {mend}")
-    for key, least in (("steps", 1), ("guidance", 1), ("temperature", 0), ("gumbel", 0)):
-        if sampler[key] < least:
-            raise SpecError(f"sampler: {key} is {sampler[key]}; it must be at least {least}")

@@ -85,6 +85,18 @@ class FlowTransformer(LatentGenerator):
         found = self.predict((1 - share) * noise + share * data, time, classes)
         return {"velocity": (at_least_fp32(found) - (data - noise)).square().mean()}
 
+    def check_sampler(self, sampler: dict[str, Any]) -> None:
+        check_guidance(sampler, self.channels)
+        if sampler["method"] not in METHODS:
+            raise SpecError(f"sampler: unknown method '{sampler['method']}'; {nearest(sampler['method'], METHODS)}")
+        if not 0 < sampler["last_step"] < 1:
+            raise SpecError(f"sampler: last_step is {sampler['last_step']}; it must be in (0, 1)")
+        for key in ("rtol", "atol"):
+            if sampler[key] <= 0:
+                raise SpecError(f"sampler: {key} is {sampler[key]}; it must be above 0")
+        if sampler["steps"] < 2:
+            raise SpecError(f"sampler: steps is {sampler['steps']}; the SDE needs at least 2")
+
     @torch.no_grad()
     def sample(self, condition: Tensor, rng: torch.Generator, sampler: dict[str, Any]) -> Tensor:
         """From noise at t = 0 to latents at t = 1. All noise comes from `rng`, which lives on the model's device.
@@ -99,7 +111,7 @@ class FlowTransformer(LatentGenerator):
         Raises:
             SpecError: a sampler option is out of its range.
         """
-        check_sampler(sampler, self.channels)
+        self.check_sampler(sampler)
         x, network = self.start(condition, rng, sampler)
 
         def velocity(time: Tensor, latents: Tensor) -> Tensor:
@@ -142,21 +154,3 @@ def euler_maruyama(
 def build(spec: GeneratorSpec) -> FlowTransformer:
     """The untrained model; runs on the meta device too."""
     return FlowTransformer(spec)
-
-
-def check_sampler(sampler: dict[str, Any], channels: int) -> None:
-    """Refuse sampler options that are out of range.
-
-    Raises:
-        SpecError: names the option, its value and what is allowed.
-    """
-    check_guidance(sampler, channels)
-    if sampler["method"] not in METHODS:
-        raise SpecError(f"sampler: unknown method '{sampler['method']}'; {nearest(sampler['method'], METHODS)}")
-    if not 0 < sampler["last_step"] < 1:
-        raise SpecError(f"sampler: last_step is {sampler['last_step']}; it must be in (0, 1)")
-    for key in ("rtol", "atol"):
-        if sampler[key] <= 0:
-            raise SpecError(f"sampler: {key} is {sampler[key]}; it must be above 0")
-    if sampler["steps"] < 2:
-        raise SpecError(f"sampler: steps is {sampler['steps']}; the SDE needs at least 2")

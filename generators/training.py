@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vqbench.errors import naming
 from vqbench.generators.base import Generator, build_generator, check_vocabulary
 from vqbench.jobs import Job
 from vqbench.shuffled import Shuffled
@@ -47,7 +48,8 @@ def run(job: Job) -> dict[str, Any]:
     """Train, then write ``model.safetensors`` (EMA weights where the recipe keeps them) and ``losses.csv``.
 
     Raises:
-        SpecError: the tokens have another codebook or shape than the generator's spec says.
+        SpecError: the tokens have another codebook or shape than the generator's spec says, or a set of its samples asks
+            its sampler for what it cannot do: said now, not after days of training.
     """
     spec: GeneratorSpec = job.spec
     torch.set_num_threads(spec.threads)
@@ -56,6 +58,10 @@ def run(job: Job) -> dict[str, Any]:
     codes = read.facts.get("codes", spec.tokens.num_codes)  # latents have none
     check_vocabulary(spec, codes, tokens.shape[1:], "/".join(read.key))
     task = GeneratorTask(spec, tokens, np.load(read.file("labels.npy")))
+    for name, samples in job.bench.samples.items():
+        if samples.generator == job.key[1]:
+            with naming(f"samples '{name}'"):
+                task.model.check_sampler(samples.sampler)
     trainer = Trainer(task, spec.training, job.state, spec.seed, job.key[1])
     trainer.run()
     finish(trainer, job.store)

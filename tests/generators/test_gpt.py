@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqbench.errors import SpecError
 from vqbench.generators.base import build_generator
-from vqbench.generators.gpt import GPT, OPTIONS, SAMPLER, build, check_sampler
+from vqbench.generators.gpt import GPT, OPTIONS, SAMPLER, build, codes_kept
 from vqbench.generators.networks.causal import keep_likely
 from vqbench.seeds import torch_rng
 from vqbench.specs import GeneratorSpec, OptimizerSpec, TokenSpec, TrainingSpec
@@ -143,7 +143,7 @@ def test_top_p_is_a_share_of_the_distribution_at_its_temperature() -> None:
     ("share", "codes", "kept"), [(0.1, 100_000, 10_000), (0.1, 64, 6), (0.001, 64, 1), (0.0, 64, 0)]
 )
 def test_top_k_as_a_share_of_the_vocabulary(share: float, codes: int, kept: int) -> None:
-    assert check_sampler({**SAMPLER, "top_k_share": share}, codes) == kept
+    assert codes_kept({**SAMPLER, "top_k_share": share}, codes) == kept
 
 
 @pytest.mark.parametrize(
