@@ -42,7 +42,11 @@ def build_table(
     Raises:
         ArtifactError: scores are not finished (names them and the command), or cells mix protocols (names the cells).
     """
-    return _frame_of(bench, table, _rows_of(bench, table, base, partial), base, paper)
+    return _frame_of(bench, table, _rows_of(bench, table, base, partial), base, paper or _paper_of(bench))
+
+
+def _paper_of(bench: Bench) -> Bench:
+    return bench if bench.scale == "paper" else bench_of("paper")
 
 
 def _rows_of(bench: Bench, table: Table, base: Path, partial: bool) -> list[MeasuredRow]:
@@ -52,10 +56,9 @@ def _rows_of(bench: Bench, table: Table, base: Path, partial: bool) -> list[Meas
     return measured
 
 
-def _frame_of(bench: Bench, table: Table, measured: list[MeasuredRow], base: Path, paper: Bench | None) -> pd.DataFrame:
+def _frame_of(bench: Bench, table: Table, measured: list[MeasuredRow], base: Path, paper: Bench) -> pd.DataFrame:
     import pandas as pd
 
-    paper = paper or (bench if bench.scale == "paper" else bench_of("paper"))
     lines = [_line(bench, table, row, base) | {"scale": row_note(paper, bench, row.row)} for row in measured]
     return pd.DataFrame(lines, columns=list(lines[0]) if lines else None, dtype=str)
 
@@ -163,12 +166,11 @@ def write_table(bench: Bench, table: Table, base: Path, partial: bool = False, p
     Raises:
         ArtifactError: as :func:`build_table`; what was on disk is then untouched.
     """
-    measured = _rows_of(bench, table, base, partial)
+    measured, paper = _rows_of(bench, table, base, partial), paper or _paper_of(bench)
     frame = _frame_of(bench, table, measured, base, paper)
     whole = base / bench.table_path(table)
     if partial:
         return _write_partial(frame, whole)
-    paper = paper or (bench if bench.scale == "paper" else bench_of("paper"))
     note = " ".join(filter(None, (table.about, header_note(paper, bench, table_rows(table)))))
     warned = warned_rows(measured)
     write_text(whole.with_suffix(".md"), to_markdown(frame, table, note, whole.parent, base, warned))
