@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import warm
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,9 +53,9 @@ def environment(folder: Path, **env: str) -> dict[str, str]:
 
 def vqbench(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """``vqbench ...`` in a clone."""
-    return run_in(folder, sys.executable, "-m", "vqbench.cli", *args, **env)
+    return run_in(folder, warm.python(), "-m", "vqbench.cli", *args, **env)
 
 
 def snakemake(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """``snakemake ...`` in a clone, on two cores."""
-    return run_in(folder, sys.executable, "-m", "snakemake", "--cores", "2", *args, **env)
+    return run_in(folder, warm.python(), "-m", "snakemake", "--cores", "2", *args, **env)

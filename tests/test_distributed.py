@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import warm
 import yaml
 from helpers import ROOT, copy_clone, environment, run_in, snakemake, vqbench
 
@@ -40,7 +41,7 @@ def together(
     clone: Path, processes: int, *words: object, script: Path = SCRIPT, **env: str
 ) -> subprocess.CompletedProcess[str]:
     agent = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return run_in(clone, sys.executable, "-m", *agent, str(script), *map(str, words), **env)
+    return run_in(clone, warm.python(), "-m", *agent, str(script), *map(str, words), **env)
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +109,7 @@ def test_a_killed_worker_ends_all_and_the_next_call_goes_on(calm: Calm, tiny: Pa
     folder = tmp_path / "killed"
     first = together(tiny, 2, "cq-k16384", folder, KILL="1:33")
     assert first.returncode != 0 and not (folder / "found.pt").exists()
-    left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout
-    assert not left, f"processes were left over: {left}"
+    assert not workers(tiny), "processes were left over"
     again = learned(tiny, 2, "cq-k16384", folder)
     assert again["rows"] == undisturbed["rows"] and again["usage"] == undisturbed["usage"]
     torch.testing.assert_close(again["weights"], undisturbed["weights"], rtol=0, atol=0)
@@ -214,7 +214,7 @@ def workers(clone: Path) -> list[psutil.Process]:
 def test_a_notice_and_a_killed_agent_lose_nothing(clone: Path, tmp_path: Path) -> None:
     path = clone / "workflow" / "scales" / "tiny.yaml"
     scale = yaml.safe_load(path.read_text())
-    scale["tokenizers"]["training"] |= {"steps": 300, "checkpoint_every": 300}  # only a notice saves in between
+    scale["tokenizers"]["training"] |= {"steps": 80, "checkpoint_every": 80}  # only a notice saves in between
     path.write_text(yaml.safe_dump(scale, sort_keys=False))
     needed = [f"results/tiny/{p}/manifest.json" for p in ("datasets/photos-tiny", "pretrained/tiny-classifier")]
     assert snakemake(clone, *needed, *TINY).returncode == 0

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+import warm
 from helpers import copy_clone, environment
 
 from vqbench.artifacts import read_json
@@ -77,7 +78,7 @@ class Forks:
     def __init__(self, folder: Path) -> None:
         tests = f"{folder}{os.pathsep}{Path(__file__).parent.parent}"
         self.folder, self.log = folder, folder.parent / "output.txt"
-        self.server = subprocess.Popen([sys.executable, __file__], cwd=folder, env=environment(folder, PYTHONPATH=tests),
+        self.server = subprocess.Popen([warm.python(), __file__], cwd=folder, env=environment(folder, PYTHONPATH=tests),
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
         assert self._answer() == "ready"
 

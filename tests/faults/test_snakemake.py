@@ -10,15 +10,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import warm
 from helpers import environment, snakemake
 
 TINY = ("--config", "scale=tiny")
 TARGET = "results/tiny/tokenizers/cq-k16384/manifest.json"
 
 
-def started(folder: Path, *args: str) -> subprocess.Popen[str]:
+def started(folder: Path, *args: str, python: str) -> subprocess.Popen[str]:
     """``snakemake ...`` in a clone, which goes on beside the test."""
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", *args, *TINY]
+    command = [python, "-m", "snakemake", "--cores", "2", *args, *TINY]
     return subprocess.Popen(command, cwd=folder, env=environment(folder), text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
@@ -53,7 +54,7 @@ def test_killed_and_called_again(clone: Path) -> None:
     edit(scale, "steps: 3\n", "steps: 150\n")
     edit(scale, "checkpoint_every: 2\n", "checkpoint_every: 5\n")
     state = clone / "results/tiny/store/tokenizer/cq-k16384"
-    first = started(clone, TARGET)
+    first = started(clone, TARGET, python=sys.executable)
     until("a checkpoint", lambda: list(state.glob("*/state/checkpoint-000000005.json")) or first.poll() is not None)
     second = snakemake(clone, TARGET, *TINY)
     assert second.returncode != 0 and "cannot be locked" in second.stderr and "Traceback" not in second.stderr
@@ -82,7 +83,7 @@ def test_edited_code_stops_the_waiting_jobs_that_read_it(clone: Path) -> None:
     reached, spared, figure = (
         "results/tiny/tokenizers/llamagen-d8/manifest.json", TARGET, "results/tiny/cq/figures/fig4.pdf"
     )  # fmt: skip
-    running = started(clone, "--keep-going", "--show-failed-logs", reached, spared, figure)
+    running = started(clone, "--keep-going", "--show-failed-logs", reached, spared, figure, python=warm.python())
     until("the first job", lambda: (clone / "results/tiny/store/pretrained").exists() or running.poll() is not None)
     assert running.poll() is None, running.communicate()[0]
     for path in ("tokenizers/vq.py", "eval/plots_images.py"):
@@ -126,7 +127,7 @@ def test_without_snakemakes_record_the_manifests_are_compared(clone: Path) -> No
 def test_an_edit_stops_the_waiting_job_that_it_reaches_and_no_other(clone: Path) -> None:
     edit(clone / "workflow" / "pretrained.yaml", "steps: 5\n", "steps: 60\n")
     reached, spared = (f"results/tiny/tokenizers/{name}/manifest.json" for name in ("cq-k1024", "cq-k16384"))
-    running = started(clone, "--keep-going", "--show-failed-logs", reached, spared)
+    running = started(clone, "--keep-going", "--show-failed-logs", reached, spared, python=warm.python())
     until("the first job", lambda: (clone / "results/tiny/store/pretrained").exists() or running.poll() is not None)
     assert running.poll() is None, running.communicate()[0]
     edit(clone / "workflow" / "scales" / "tiny.yaml", "1024: 16\n", "1024: 17\n")
