@@ -26,7 +26,8 @@ SHOWS = {
 ABOUT = {
     "usage-and-rfid": "Codebook usage, over the images that the paper's table counts it on, and rFID against token dimension and "
     "codebook size, with 95% intervals.",
-    "downstream": "Tokenizers on every task that learns from their tokens: lower is better for FID, higher for top-1.",
+    "downstream": "Tokenizers on every task that learns from their tokens: lower is better for FID, higher for top-1. "
+    "At paper scale a diamond is what the paper prints; a question mark, where its reading is uncertain.",
     "reconstructions": "Validation images, spread over the split, and what each tokenizer makes of them, with PSNR.",
     "samples": "The first samples of each set, a row a class; of an unconditional set in their order.",
     "codebook": "Code vectors as maps, spread over the codebook.",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from vqbench.papers import WORKFLOW, Bench, Row, Table
+from vqbench.papers import WORKFLOW, Bench, Figure, Row, Table
 
 REPORTED = WORKFLOW / "papers" / "reported.csv"
 
@@ -56,6 +57,12 @@ def reported(path: Path = REPORTED) -> dict[tuple[str, str], PrintedTable]:
 def printed_table(table: Table) -> PrintedTable:
     """The printed cells of a declared table; empty for one that no paper prints."""
     return reported().get((table.paper, table.id), PrintedTable())
+
+
+def printed_figure(figure: Figure) -> PrintedTable:
+    """The numbers that stand in a paper's figure, all of whose parts (``fig1a``, ``fig3-epochs``) share one id; often none."""
+    number = re.match(r"fig[0-9]+", figure.id)
+    return reported().get((figure.paper, number[0] if number else figure.id), PrintedTable())
 
 
 def table_rows(table: Table) -> list[Row]:

@@ -15,7 +15,7 @@ from vqbench.artifacts import read_json
 from vqbench.data import open_images
 from vqbench.errors import ArtifactError, DataError, SpecError
 from vqbench.eval import plots_tasks, score_pairs
-from vqbench.eval.figure_inputs import figure_keys
+from vqbench.eval.figure_inputs import figure_keys, figure_runs
 from vqbench.eval.protocols import FOLDER
 from vqbench.eval.tables import build_table
 from vqbench.papers import Bench, Figure
@@ -127,3 +127,29 @@ def test_a_bar_is_a_score_on_its_task(bench: Bench, tmp_path: Path) -> None:
     heights = [bar.get_height() for bar in drawn.axes[0].patches]
     assert heights == [bar.value for bar in next(iter(tasks.values()))]
     assert [text.get_text() for text in plots_tasks.plot_tasks({}).axes[0].texts] == ["not measured"]
+
+
+def test_figure_1b_bears_what_the_paper_prints() -> None:
+    """VQGAN-LC, Fig. 1 (b), every bar of it; GPT's three numbers overlap in the paper's text."""
+    paper = Bench("paper")
+    figure = paper.figures["vqgan_lc/fig1b"]
+    series = {run: name for name, runs in figure.runs.items() for run in runs}
+    cells = {
+        key[1]: plots_tasks.printed_value(paper, figure, series[key[1]], key) for key in figure_runs(paper, figure)
+    }
+    assert len(cells) == 18 and all(cells.values())
+    found = {run: float(cell.value) for run, cell in cells.items() if cell}
+    assert found["lc-k100000"] == 2.6 and found["ema-k16384-vit"] == 73.6 and found["dit-fc-k16384-s"] == 13.7
+    assert {run for run, cell in cells.items() if cell and not cell.certain} == {
+        r for r in cells if r.startswith("gpt-")
+    }
+    demo = Bench("demo")
+    assert (
+        plots_tasks.printed_value(demo, demo.figures["vqgan_lc/fig1b"], "VQGAN-LC", ("tokenizer", "lc-k100000")) is None
+    )
+    bars = {"task": [plots_tasks.Bar("VQGAN-LC", 20.0, (19.0, 21.0), cells["lc-k100000"]),
+                     plots_tasks.Bar("VQGAN-FC", 20.0, None, cells["gpt-fc-k16384-s"])]}  # fmt: skip
+    panel = plots_tasks.plot_tasks(bars).axes[0]
+    assert [(line.get_marker(), *line.get_ydata()) for line in panel.lines] == [("D", 2.6), ("$?$", 17.3)]
+    taller = {"task": [plots_tasks.Bar("VQGAN-LC", 1.0, None, cells["lc-k100000-vit"])]}
+    assert plots_tasks.plot_tasks(taller).axes[0].get_ylim()[1] > 75.5, "a printed number higher than the bar is seen"
