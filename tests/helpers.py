@@ -59,3 +59,10 @@ def vqbench(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess
 def snakemake(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """``snakemake ...`` in a clone, on two cores."""
     return run_in(folder, warm.python(), "-m", "snakemake", "--cores", "2", *args, **env)
+
+
+def edit(path: Path, old: str, new: str, count: int = -1) -> None:
+    """Replace a text in a file, everywhere or the first `count` times."""
+    text = path.read_text()
+    assert old in text, f"{path} does not hold {old!r}"
+    path.write_text(text.replace(old, new, count))

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers import copy_clone, snakemake, vqbench
+from helpers import copy_clone, edit, snakemake, vqbench
 
 from vqbench.papers import bench
 from vqbench.slurm import _minutes, _partitions
@@ -118,6 +118,24 @@ def test_the_shipped_estimates_are_those_of_the_specs(place: Path, tmp_path: Pat
     assert json.loads((tmp_path / "now.json").read_text()) == json.loads(
         (place / "workflow" / "estimates" / "paper.json").read_text()
     ), f"a spec changed: {mend}"
+
+
+def test_what_an_edit_reaches_is_counted_and_nothing_else(clone: Path) -> None:
+    """A generator's size reaches its sample sets, whose own specs only name it, and the matrix's short run of its recipe."""
+    shipped = clone / "workflow" / "estimates" / "paper.json"
+    known = json.loads(shipped.read_text())
+    for entry in known.values():
+        entry["flops"] = 1.0  # no count gives that
+    shipped.write_text(json.dumps(known))
+    edit(clone / "workflow" / "papers" / "cq.yaml", "cq-b-k16384: {family: maskgit, tokenizer: cq-k16384, layers: 24",
+         "cq-b-k16384: {family: maskgit, tokenizer: cq-k16384, layers: 23")  # fmt: skip
+    asked(clone, "cq-b-k16384-s10")
+    now = json.loads((clone / "results" / "estimates.json").read_text())
+    assert now.keys() == known.keys()
+    assert {name for name, entry in now.items() if entry["flops"] != 1.0} == {
+        "generator/cq-b-k16384", "samples/cq-b-k16384-s10", "samples/cq-b-k16384-s64", "generator/maskgit-cq-k16384-short",
+        "samples/maskgit-cq-k16384-short-matrix",
+    }  # fmt: skip
 
 
 def test_gpus_that_share_a_job_get_its_memory_each_and_its_time_together(place: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import copy_clone, snakemake, vqbench
+from helpers import copy_clone, edit, snakemake, vqbench
 
 TARGETS = ["results/tiny/table6b.csv", "cq-b-k16384-s10", "results/tiny/cq/figures/fig4.pdf"]
 TINY = ("--config", "scale=tiny")
@@ -53,12 +53,6 @@ def rules(folder: Path, *targets: str) -> Counter[str]:
     stats = re.search(r"job +count\n-+ +-+\n(.*?)\ntotal", text, re.S)
     lines = [line.split() for line in stats.group(1).splitlines()] if stats else []
     return Counter({name: int(count) for name, count in lines})
-
-
-def prepend(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text, f"{path} does not hold {old!r}"
-    path.write_text(text.replace(old, new, 1))
 
 
 def table(folder: Path, name: str = "table6b.csv") -> list[dict[str, str]]:
@@ -154,7 +148,7 @@ def test_an_edited_family_re_runs_it_and_what_follows(edited: Path) -> None:
 
 
 def test_a_changed_spec_re_runs_that_run_only(edited: Path) -> None:
-    prepend(edited / "workflow" / "scales" / "tiny.yaml", "131072: 48", "131072: 50")
+    edit(edited / "workflow" / "scales" / "tiny.yaml", "131072: 48", "131072: 50", 1)
     found = rules(edited, *TARGETS)
     assert (found["train_tokenizer"], found["score_tokenizer"], found["table"]) == (1, 1, 1)
 
@@ -185,7 +179,7 @@ def test_a_new_tokenizer_is_one_file_and_one_entry(ran: Path, tmp_path: Path) ->
     shutil.copytree(ran, folder, symlinks=True)
     (folder / "tokenizers" / "patches.py").write_text(PATCHES)
     entry = "{family: patches, dataset: imagenet256, recipe: vqgan, num_codes: 16, tables: [6b], label: Mine}"
-    prepend(folder / "workflow" / "papers" / "cq.yaml", "tokenizers:\n", f"tokenizers:\n  toy: {entry}\n")
+    edit(folder / "workflow" / "papers" / "cq.yaml", "tokenizers:\n", f"tokenizers:\n  toy: {entry}\n", 1)
     done = snakemake(folder, "results/tiny/table6b.csv", *TINY, "--show-failed-logs")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stderr.count("rule train_tokenizer:") + done.stdout.count("rule train_tokenizer:") == 1
@@ -287,7 +281,7 @@ def test_a_job_refuses_a_spec_that_changed_since_submission(ran: Path) -> None:
 
 
 def test_a_spec_changed_under_a_finished_run_is_refused_downstream(edited: Path) -> None:
-    prepend(edited / "workflow" / "scales" / "tiny.yaml", "1024: 16", "1024: 17")
+    edit(edited / "workflow" / "scales" / "tiny.yaml", "1024: 16", "1024: 17", 1)
     done = vqbench(edited, "reconstruct", "cq-k1024", "--scale", "tiny")
     assert done.returncode == 1 and "was made from another spec or code" in done.stderr
     assert "vqbench accept" in done.stderr and "Traceback" not in done.stderr
@@ -297,8 +291,8 @@ def test_a_failed_run_is_a_row_with_its_reason_and_the_stale_table_goes(ran: Pat
     folder = tmp_path / "clone"
     shutil.copytree(ran, folder, symlinks=True)
     # A learning rate that makes the loss infinite, in one run of four.
-    prepend(folder / "workflow" / "papers" / "cq.yaml", "num_codes: 1024}",
-            "num_codes: 1024, training: {weights: {l2: 1.0e+39}}}")  # fmt: skip
+    edit(folder / "workflow" / "papers" / "cq.yaml", "num_codes: 1024}",
+         "num_codes: 1024, training: {weights: {l2: 1.0e+39}}}", 1)  # fmt: skip
     done = snakemake(folder, "--keep-going", "results/tiny/table6b.csv", *TINY)
     assert done.returncode != 0
     assert not (folder / "results/tiny/table6b.csv").exists()

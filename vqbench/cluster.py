@@ -10,6 +10,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
@@ -136,15 +137,32 @@ def estimates_path(found: Bench) -> Path:
 
 
 def _flops(found: Bench, key: Key) -> float:
-    """The operations of a step. Counting takes torch and seconds, so another process does it, once for a whole scale."""
-    name, now = "/".join(key), digest_of(found.step(key).spec)
-    if _recorded(found).get(name, {}).get("spec") != now:
+    """The operations of a step. Counting takes torch and seconds, so another process does it, for all of a scale's steps whose
+    count is not known."""
+    name = "/".join(key)
+    if known_flops(found, key) is None:
         command = [sys.executable, "-m", "vqbench.cli", "estimate", "--scale", found.scale]
         done = subprocess.run(command, cwd=CLONE, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"the run time of {name} cannot be estimated: {done.stderr.strip()}")
         _recorded.cache_clear()
     return float(_recorded(found)[name]["flops"])
+
+
+def known_flops(found: Bench, key: Key) -> float | None:
+    """What was counted for a step; None where it was not, or for other specs."""
+    entry = _recorded(found).get("/".join(key), {})
+    return float(entry["flops"]) if entry.get("spec") == counted_digest(found, key) else None
+
+
+@lru_cache(maxsize=2048)  # a job is asked for each resource
+def counted_digest(found: Bench, key: Key) -> str:
+    """Of all specs that a step's operations are counted from: its own, and those of the networks and images that it names."""
+    spec = found.step(key).spec
+    named: dict[str, Mapping[str, Spec]] = {"generator": found.generators, "tokenizer": found.tokenizers,
+                                            "dataset": found.datasets, "network": found.pretrained}  # fmt: skip
+    behind = [specs[name] for field, specs in named.items() if isinstance(name := getattr(spec, field, None), str)]
+    return digest_of([each.model_dump(mode="json") for each in (spec, *behind)])
 
 
 def shipped_path(found: Bench) -> Path:

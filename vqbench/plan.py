@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.artifacts import read_json, write_json
-from vqbench.cluster import estimates_path, hours_of
+from vqbench.cluster import counted_digest, estimates_path, hours_of, known_flops
 from vqbench.errors import SpecError, naming, nearest
 from vqbench.papers import Bench, Key, bench, scale_of, score_keys
-from vqbench.specs import GeneratorSpec, PretrainedSpec, SampleSpec, TokenizerSpec, digest_of
+from vqbench.specs import GeneratorSpec, PretrainedSpec, SampleSpec, TokenizerSpec
 
 # Copies of the weights on disk while training: the result, and two checkpoints of weights, EMA and Adam's two moments.
 PEAK = 9
@@ -123,11 +123,15 @@ def plan(found: Bench, keys: list[Key], base: Path, tflops: float, tflops_fp32: 
 
 
 def record(found: Bench, path: Path | None = None) -> Path:
-    """Write the operations of every step of a scale, with the digest of its spec, for the jobs' run times."""
-    path = path or estimates_path(found)
+    """Write the operations of every step of a scale, with the digest of its specs, for the jobs' run times.
+
+    Without `path`, what is known already is not counted again.
+    """
     keys = [k for k in found.with_upstream(score_keys(found)) if k[0] in ESTIMATED]
-    found_now = {"/".join(k): {"spec": digest_of(found.step(k).spec), "flops": estimate(found, k)[1]} for k in keys}
-    write_json(path, found_now)
+    known = {} if path else {k: flops for k in keys if (flops := known_flops(found, k)) is not None}
+    path = path or estimates_path(found)
+    write_json(path, {"/".join(k): {"spec": counted_digest(found, k),
+                                    "flops": known[k] if k in known else estimate(found, k)[1]} for k in keys})  # fmt: skip
     return path
 
 
@@ -179,14 +183,19 @@ def _samples_estimate(found: Bench, spec: SampleSpec) -> tuple[int, float, float
 
 def _generator_costs(spec: GeneratorSpec, sampler: dict[str, Any] | None = None) -> tuple[int, float, float]:
     """(parameters, FLOPs of a pass for one image, passes of a sample), from the meta device."""
+    model, counts, flops = _generator(spec.model_dump_json())
+    return counts, flops, model.passes(sampler) if sampler else 0.0
+
+
+@lru_cache(maxsize=256)
+def _generator(as_json: str) -> tuple[Any, int, float]:
     import torch
 
     from vqbench.rooms import build
 
     with torch.device("meta"):
-        model = build("generators", spec)
-        counts = sum(model.parameter_counts().values())
-        return counts, model.forward_flops(), model.passes(sampler) if sampler else 0.0
+        model = build("generators", GeneratorSpec.model_validate_json(as_json))
+        return model, sum(model.parameter_counts().values()), model.forward_flops()
 
 
 def _tokenizer_flops(spec: TokenizerSpec) -> tuple[float, float, float]:

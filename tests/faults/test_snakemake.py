@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import warm
-from helpers import environment, snakemake
+from helpers import edit, environment, snakemake
 
 TINY = ("--config", "scale=tiny")
 TARGET = "results/tiny/tokenizers/cq-k16384/manifest.json"
@@ -41,12 +41,6 @@ def at_work(folder: Path) -> list[str]:
         except OSError:  # another user's, or gone
             continue
     return found
-
-
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
 
 
 def test_killed_and_called_again(clone: Path) -> None:
