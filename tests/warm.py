@@ -22,7 +22,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 LIBRARIES = ("torch", "torch._dynamo", "torch.distributed.run", "torchvision.models", "lpips", "matplotlib.pyplot", "pandas",
              "scipy.linalg", "scipy.ndimage", "skimage.metrics", "pydantic", "safetensors.torch", "snakemake.cli")  # fmt: skip
@@ -30,20 +30,28 @@ EARLY = ("PYTHON", "OMP_", "MKL_", "CUDA_")  # the interpreter or a library read
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGURG)
 _started: list[str] = []
 
+
+class Request(NamedTuple):
+    """A command: Python's arguments, where it runs, and its standard input, output and error."""
+
+    words: list[str]
+    directory: str
+    environment: dict[str, str]
+    streams: list[int]
+
+
 # ---- the tests' end ---------------------------------------------------------------------------------------------------
 
 
 def python() -> str:
-    """The program's path. The server starts at the first call and ends with this process."""
+    """The program's path. The server starts at the first call and ends with this process, however that ends."""
     import atexit
-    import shutil
     import tempfile
 
     if not hasattr(os, "pidfd_open"):  # not Linux
         return sys.executable
     if not _started:
         folder = Path(tempfile.mkdtemp(prefix="warm-"))
-        atexit.register(shutil.rmtree, folder)
         this = Path(__file__).resolve()
         for name, words in {"python": "", "vqbench": "-m vqbench.cli "}.items():
             program = folder / name
@@ -53,8 +61,9 @@ def python() -> str:
             program.chmod(0o755)
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
         env.pop("PYTHONPATH", None)
-        server = subprocess.Popen([sys.executable, str(this), str(folder)], env=env, stdout=subprocess.PIPE, text=True)
-        atexit.register(server.kill)
+        server = subprocess.Popen([sys.executable, str(this), str(folder)], env=env, text=True,
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        atexit.register(server.communicate)  # the end of its input is its end
         assert server.stdout is not None and server.stdout.readline() == "ready\n", "the server did not start"
         _started.append(str(folder / "python"))
     return _started[0]
@@ -63,59 +72,78 @@ def python() -> str:
 # ---- the server -------------------------------------------------------------------------------------------------------
 
 
-def serve(folder: Path) -> tuple[dict[str, Any], list[int]]:
-    """Fork a process for each client, tell it the process' id and, at its end, its exit status.
+class Server:
+    """Forks a process for each client, tells it the process' id and, at its end, its exit status."""
 
-    Returns in a forked process only: what was asked of it, and its streams.
-    """
-    import selectors
+    def __init__(self, folder: Path) -> None:
+        import selectors
 
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(str(folder / "socket"))
-    listener.listen(64)
-    waiting = selectors.DefaultSelector()
+        self.folder, self.waiting = folder, selectors.DefaultSelector()
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(folder / "socket"))
+        self.listener.listen(64)
+        self._when_readable(self.listener, self._accept)
+        self._when_readable(sys.stdin, self._end)
 
-    def accept() -> tuple[dict[str, Any], list[int]] | None:
-        client, _ = listener.accept()
+    def serve(self) -> Request:
+        """Returns in a forked process only: what was asked of it."""
+        while True:
+            for key, _ in self.waiting.select():
+                if request := key.data():
+                    return request
+
+    def _when_readable(self, what: Any, then: Callable[[], Request | None]) -> None:
+        self.waiting.register(what, 1, then)  # selectors.EVENT_READ
+
+    def _accept(self) -> Request | None:
+        client, _ = self.listener.accept()
         message, streams, _, _ = socket.recv_fds(client, 1 << 20, 3)
-        request = json.loads(message)
-        pid = os.fork() if _early(request["environment"]) == _early(dict(os.environ)) else -1
+        request = Request(**json.loads(message), streams=streams)
+        pid = os.fork() if _early(request.environment) == _early(dict(os.environ)) else -1
         if pid == 0:
-            for key in list(waiting.get_map().values()):
-                key.fileobj.close() if isinstance(key.fileobj, socket.socket) else os.close(key.fd)
-            waiting.close()
-            client.close()
-            return request, streams
+            self._forget(client)
+            return request
         for stream in streams:
             os.close(stream)
         client.sendall(str(pid).encode())
         if pid > 0:
             watched = os.pidfd_open(pid)
-            waiting.register(client, selectors.EVENT_READ, partial(left, client, pid))
-            waiting.register(watched, selectors.EVENT_READ, partial(ended, client, watched, pid))
+            self._when_readable(client, partial(self._left, client, pid))
+            self._when_readable(watched, partial(self._ended, client, watched, pid))
         return None
 
-    def left(client: socket.socket, pid: int) -> None:
-        os.kill(pid, signal.SIGKILL)
-        waiting.unregister(client)
+    def _forget(self, client: socket.socket) -> None:
+        """In a forked process: close what is the server's. Its input becomes the command's."""
+        for key in list(self.waiting.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+            elif key.fileobj is not sys.stdin:
+                os.close(key.fd)
+        self.waiting.close()
+        client.close()
 
-    def ended(client: socket.socket, watched: int, pid: int) -> None:
+    def _left(self, client: socket.socket, pid: int) -> None:
+        """Who stood for the process was killed."""
+        with suppress(ProcessLookupError, KeyError):  # both came to their end at once
+            self.waiting.unregister(client)
+            os.kill(pid, signal.SIGKILL)
+
+    def _ended(self, client: socket.socket, watched: int, pid: int) -> None:
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         with suppress(KeyError):  # it left before
-            waiting.unregister(client)
+            self.waiting.unregister(client)
         with suppress(OSError):
             client.sendall(str(status).encode())
         client.close()
-        waiting.unregister(watched)
+        self.waiting.unregister(watched)
         os.close(watched)
 
-    waiting.register(listener, selectors.EVENT_READ, accept)
-    print("ready", flush=True)
-    while True:
-        for key, _ in waiting.select():
-            forked: tuple[dict[str, Any], list[int]] | None = key.data()
-            if forked:
-                return forked
+    def _end(self) -> NoReturn:
+        """The tests are over, or were killed."""
+        import shutil
+
+        shutil.rmtree(self.folder)
+        sys.exit()
 
 
 def _early(environment: dict[str, str]) -> dict[str, str]:
@@ -124,23 +152,23 @@ def _early(environment: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in early.items() if not (name.endswith("_NUM_THREADS") and value == "1")}
 
 
-def become(folder: Path, request: dict[str, Any], streams: list[int]) -> None:
+def become(folder: Path, request: Request) -> NoReturn:
     """Run what was asked, as the interpreter would."""
     import runpy
 
-    for number, stream in enumerate(streams):
+    for number, stream in enumerate(request.streams):
         os.dup2(stream, number)
         os.close(stream)
-    os.chdir(request["directory"])
+    os.chdir(request.directory)
     os.environ.clear()
-    os.environ.update(request["environment"])
-    words: list[str] = request["words"]
+    os.environ.update(request.environment)
+    words = request.words
     if words[0] == "-u":
         words.pop(0)
         sys.stdout.reconfigure(line_buffering=True)
     module = words[0] == "-m"
     sys.argv = words[1:] if module else words
-    beside = request["directory"] if module else str(Path(words[0]).resolve().parent)
+    beside = request.directory if module else str(Path(words[0]).resolve().parent)
     sys.path[:1] = [beside, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     sys.executable = str(folder / "python")
     if module:
@@ -214,4 +242,6 @@ if __name__ == "__main__":
         assert "vqbench" not in sys.modules, "a clone has its own"
         assert len(list(Path("/proc/self/task").iterdir())) == 1, "a fork has the one thread that forked"
         gc.freeze()
-        become(place, *serve(place))
+        server = Server(place)
+        print("ready", flush=True)
+        become(place, server.serve())
