@@ -106,3 +106,17 @@ def test_commands_run_at_once(script: Path) -> None:
     for process, forked in reversed(running):
         os.kill(forked.pid, signal.SIGKILL)
         assert process.wait(20) == -signal.SIGKILL
+
+
+def test_the_server_ends_with_the_tests_that_are_killed() -> None:
+    code = "import time, warm; print(warm.python(), flush=True); time.sleep(60)"
+    tests = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert tests.stdout is not None
+    with tests.stdout:
+        folder = Path(tests.stdout.readline().strip()).parent
+    (server,) = (p for p in psutil.Process(tests.pid).children() if str(folder) in p.cmdline())
+    tests.kill()
+    tests.wait()
+    server.wait(20)
+    assert not folder.exists()
