@@ -121,7 +121,7 @@ def test_the_shipped_estimates_are_those_of_the_specs(place: Path, tmp_path: Pat
 
 
 def test_what_an_edit_reaches_is_counted_and_nothing_else(clone: Path) -> None:
-    """A generator's size reaches its sample sets, whose own specs only name it, and the matrix's short run of its recipe."""
+    """A generator's size reaches its sample sets, whose own specs only name it; the matrix, whose recipe it no longer is, has a short run instead."""
     shipped = clone / "workflow" / "estimates" / "paper.json"
     known = json.loads(shipped.read_text())
     for entry in known.values():
@@ -131,7 +131,7 @@ def test_what_an_edit_reaches_is_counted_and_nothing_else(clone: Path) -> None:
          "cq-b-k16384: {family: maskgit, tokenizer: cq-k16384, layers: 23")  # fmt: skip
     asked(clone, "cq-b-k16384-s10")
     now = json.loads((clone / "results" / "estimates.json").read_text())
-    assert now.keys() == known.keys()
+    assert now.keys() >= known.keys()
     assert {name for name, entry in now.items() if entry["flops"] != 1.0} == {
         "generator/cq-b-k16384", "samples/cq-b-k16384-s10", "samples/cq-b-k16384-s64", "generator/maskgit-cq-k16384-short",
         "samples/maskgit-cq-k16384-short-matrix",
