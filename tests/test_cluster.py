@@ -121,7 +121,7 @@ def test_the_shipped_estimates_are_those_of_the_specs(place: Path, tmp_path: Pat
 
 
 def test_what_an_edit_reaches_is_counted_and_nothing_else(clone: Path) -> None:
-    """A generator's size reaches its sample sets, whose own specs only name it; the matrix, whose recipe it no longer is, has a short run instead."""
+    """A generator's size reaches its sample sets, whose own specs only name it, and the matrix, which then has a short run."""
     shipped = clone / "workflow" / "estimates" / "paper.json"
     known = json.loads(shipped.read_text())
     for entry in known.values():
