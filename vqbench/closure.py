@@ -71,7 +71,7 @@ def _scan(path: Path, _mtime: int) -> tuple[str, tuple[str, ...]]:
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.split(".")[0] == "vqbench")
         elif isinstance(node, ast.ImportFrom) and node.level:
@@ -81,8 +81,17 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{a.name}" for a in node.names)
 
 
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """The tree and its statements, at any depth. Not their expressions: they hold none, and are most of a tree."""
+    todo = [tree]
+    while todo:
+        yield (node := todo.pop())
+        parts = ast.iter_child_nodes(node)
+        todo.extend(part for part in parts if isinstance(part, ast.stmt | ast.ExceptHandler | ast.match_case))
+
+
 def _strip_docstrings(tree: ast.AST) -> None:
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
             if (
