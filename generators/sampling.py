@@ -95,7 +95,7 @@ def make_blocks(job: Job, blocks: Iterable[int]) -> None:
         Interrupted: a signal asked to stop; the block was ended and saved.
     """
     blocks = list(blocks)
-    missing = [b for b in blocks if read_shard(job, b) is None]
+    missing = [b for b in blocks if not has_shard(job, b)]
     if not missing:
         return
     size, count = job.spec.block, job.spec.count
@@ -110,7 +110,7 @@ def make_blocks(job: Job, blocks: Iterable[int]) -> None:
             seconds += time.perf_counter() - began
             timed += size  # the last block is padded: its images take their time too
             job.measured.update(seconds_per_image=seconds / timed, timed_images=timed)
-            write_npz(shard_path(job, block), **made, job=np.array(job.digest))
+            save_shard(job, block, made)
             progress.update(images[block])
             if notice.given and block != missing[-1]:
                 raise notice.stopped(f"block {block}")
@@ -172,24 +172,29 @@ def shard_path(job: Job, block: int) -> Path:
     return job.state / f"shard-{block:05d}.npz"
 
 
-def read_shard(job: Job, block: int) -> dict[str, np.ndarray] | None:
-    """A finished block's arrays, as :func:`make_block` gave them; None where there are none or they are damaged."""
+def save_shard(job: Job, block: int, made: dict[str, np.ndarray]) -> None:
+    """Write a block, then its record with the digest: what has no record is not finished."""
     path = shard_path(job, block)
-    if not path.is_file():
-        return None
-    labels = block_labels(job.spec, block)[: job.spec.count - block * job.spec.block]
+    write_npz(path, **made)
+    record = {"job": job.digest, "block": block, "outputs": describe(job.state, [path.name])}
+    write_json(path.with_suffix(".json"), sealed(record))
+
+
+def has_shard(job: Job, block: int) -> bool:
+    """Whether a block is finished and whole; says so where it is damaged or another's."""
+    path = shard_path(job, block)
+    record = path.with_suffix(".json")
+    if not record.is_file():
+        return False
     try:
-        # opened here because np.load leaks its file where the zip is cut; each entry is checked against its CRC
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            shard = {name: archive[name] for name in ("images", "ids", "labels")}
-            if str(archive["job"]) != job.digest:
-                raise ValueError("it is another run's")
-        if not np.array_equal(shard["labels"], labels) or {len(a) for a in shard.values()} != {len(labels)}:
-            raise ValueError("it holds other images")
-    except Exception as error:  # a damaged zip raises a dozen types, from KeyError to NotImplementedError
+        listed = read_sealed(record)
+        if (listed["job"], listed["block"]) != (job.digest, block):
+            raise ArtifactError(f"{record} is that of another run or block")
+        verify(job.state, listed["outputs"], record)
+    except ArtifactError as error:
         print(f"vqbench: {path} is damaged ({error}); making block {block} again", file=sys.stderr)
-        return None
-    return shard
+        return False
+    return True
 
 
 def _is_assembled(job: Job) -> bool:

@@ -109,7 +109,7 @@ def test_a_killed_worker_ends_all_and_the_next_call_goes_on(calm: Calm, tiny: Pa
     folder = tmp_path / "killed"
     first = together(tiny, 2, "cq-k16384", folder, KILL="1:33")
     assert first.returncode != 0 and not (folder / "found.pt").exists()
-    assert not workers(tiny), "processes were left over"
+    assert_ended(tiny)
     again = learned(tiny, 2, "cq-k16384", folder)
     assert again["rows"] == undisturbed["rows"] and again["usage"] == undisturbed["usage"]
     torch.testing.assert_close(again["weights"], undisturbed["weights"], rtol=0, atol=0)
@@ -211,6 +211,14 @@ def workers(clone: Path) -> list[psutil.Process]:
     return found
 
 
+def assert_ended(clone: Path) -> None:
+    """Within seconds none of them is left."""
+    deadline = time.monotonic() + 30
+    while workers(clone):
+        assert time.monotonic() < deadline, "processes outlived their agent"
+        time.sleep(0.2)
+
+
 def test_a_notice_and_a_killed_agent_lose_nothing(clone: Path, tmp_path: Path) -> None:
     path = clone / "workflow" / "scales" / "tiny.yaml"
     scale = yaml.safe_load(path.read_text())
@@ -229,10 +237,7 @@ def test_a_notice_and_a_killed_agent_lose_nothing(clone: Path, tmp_path: Path) -
     killed = started(clone, log)
     killed.kill()
     killed.wait()
-    deadline = time.monotonic() + 30
-    while workers(clone):
-        assert time.monotonic() < deadline, "processes outlived their agent"
-        time.sleep(0.2)
+    assert_ended(clone)
 
     manifest = clone / "results" / "tiny" / "tokenizers" / "cq-k16384" / "manifest.json"
     disturbed = vqbench(clone, "train-tokenizer", "cq-k16384", "--scale", "tiny", "--processes", "2")

@@ -26,7 +26,7 @@ from vqbench.tokenizers.training import TokenizerTask
 from vqbench.training import Task, Trainer
 
 PAPER = bench("paper")
-# One of each architecture; runs that differ from it only in the number of codes or in their length are left out.
+# One of each architecture; runs that differ from it only in the number of codes or the length of a code are left out.
 TOKENIZERS = ["cq-k1024", "cq-k16384-512tokens", "cq-512px", "vqgan-k1024", "maskgit-k1024", "llamagen-d256", "llamagen-d8",
               "vqgan-cos-k16384", "ema-k16384", "lc-k100000", "lc-k100000-f8"]  # fmt: skip
 GENERATORS = ["cq-b-k16384", "cq-b-512px", "cq-l-k16384", "cq-h-k16384", "gpt-lc-k100000"]

@@ -16,6 +16,7 @@ import pytest
 import warm
 from helpers import environment, run_in
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="plain processes elsewhere than on Linux")
 SCRIPT = """
 import os, signal, sys, time
 sys.stdout.write(f"out {os.getcwd()} {sys.argv[1:]} {os.environ['MARK']} {sys.stdin.read()}")

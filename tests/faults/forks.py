@@ -14,10 +14,11 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import warm
 from helpers import copy_clone, environment
@@ -158,26 +159,14 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
-def _command(log: str, words: list[str]) -> None:
+def _command(log: str, words: list[str]) -> NoReturn:
     from vqbench.cli import main
 
     os.setsid()
     for stream, path, flags in ((0, os.devnull, os.O_RDONLY), (1, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
         os.dup2(os.open(path, flags), stream)
     os.dup2(1, 2)
-    status = 0
-    try:
-        main(words)
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        status = 70
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    warm.finish(partial(main, words))
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def leave_unfinished(forks: Forks, manifest: Path, words: tuple[str, ...], until
 def cut(forks: Forks, manifests: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Copies of the states that killed stages left, of two runs each."""
     found = {}
-    for stage, until in (("train-tokenizer", "checkpoint-000000010.json"), ("sample", "shard-00000.npz")):
+    for stage, until in (("train-tokenizer", "checkpoint-000000010.json"), ("sample", "shard-00000.json")):
         for name in (stage, stage.replace("train", "other").replace("sample", "other-samples")):
             state = leave_unfinished(forks, manifests[name], EVERY[name], until)
             found[name] = shutil.copytree(state, tmp_path_factory.mktemp("cut") / "state")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -199,7 +199,20 @@ def damage_swap(path: Path) -> None:
     path.write_bytes(path.with_name("shard-00000.npz").read_bytes())
 
 
-@pytest.mark.parametrize("damage", [damage_cut, damage_flip, damage_empty, damage_swap])
+def damage_record(path: Path) -> None:
+    path.with_suffix(".json").write_bytes(b"{")
+
+
+def damage_swap_with_record(path: Path) -> None:
+    """Another block, whole in itself."""
+    damage_swap(path)
+    path.with_suffix(".json").write_bytes(path.with_name("shard-00000.json").read_bytes())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_cut, damage_flip, damage_empty, damage_swap, damage_record, damage_swap_with_record, Path.unlink],
+)
 def test_a_damaged_shard_is_made_again(
     job: Any, painter: Painter, tmp_path: Path, damage: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +227,27 @@ def test_a_damaged_shard_is_made_again(
     whole = new_job(tmp_path / "whole")
     sampling.run(whole)
     assert outputs(job) == outputs(whole)
+
+
+def test_a_shard_without_its_record_is_not_finished(job: Any, painter: Painter) -> None:
+    """Killed between the two writes."""
+    sampling.make_blocks(job, range(5))
+    sampling.shard_path(job, 2).with_suffix(".json").unlink()
+    painter.batches.clear()
+    sampling.run(job)
+    assert len(painter.batches) == 1
+
+
+def test_a_shard_of_another_run_is_made_again(job: Any, painter: Painter, tmp_path: Path) -> None:
+    other = replace(new_job(tmp_path / "other"), digest="another")
+    for one in (job, other):
+        sampling.make_blocks(one, range(5))
+    for suffix in (".npz", ".json"):
+        theirs, mine = (sampling.shard_path(one, 2).with_suffix(suffix) for one in (other, job))
+        mine.write_bytes(theirs.read_bytes())
+    painter.batches.clear()
+    sampling.run(job)
+    assert len(painter.batches) == 1
 
 
 def test_outputs_without_a_manifest_are_kept(job: Any, painter: Painter) -> None:
