@@ -103,7 +103,8 @@ def score(
     done = run(request, source, reference, extras)
     if not done.found:
         raise SpecError(f"nothing could be computed: {'; '.join(done.left)}")
-    warnings = Guards(request.protocol, request.names, request.pairs).warnings(source, done.reference, done.predicted)
+    guards = Guards(request.protocol, request.names, request.pairs, "reconstructed" if request.pairs else "generated")
+    warnings = guards.warnings(source, done.reference, done.predicted)
     seconds = time.perf_counter() - began
     warnings += [*request.judges.warnings, *done.left]
     return report_of(request, engine, source, done.reference, done.found, warnings, seconds)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from vqbench.eval.archive import Archive
 from vqbench.eval.base import shape
 from vqbench.eval.protocols import JUDGED, Protocol
 from vqbench.eval.seen import ClassSizes, Seen
@@ -18,9 +17,8 @@ from vqbench.eval.statistics_file import Reference
 ENOUGH = 10_000  # images a side, below which the bias of FID is larger than most differences that papers report
 BIASED = ("fid", "rfid", "sfid")  # metrics that fall with 1/N
 LOPSIDED = 2.0  # largest class to smallest
-RUNS = (
-    0.2  # by how much more often than in a shuffled set the judge sees one class twice in a row, where a set is sorted
-)
+# By how much more often than in a shuffled set the judge sees one class twice in a row, where a set is sorted.
+RUNS = 0.2
 
 
 class Guards:
@@ -29,33 +27,34 @@ class Guards:
     Args:
         names: the metrics asked for.
         pairs: the reference holds the originals, which may have been given larger than the tokenizer's input was.
+        made: what to call the images that are scored: "generated", or "reconstructed".
     """
 
-    def __init__(self, protocol: Protocol, names: Sequence[str], pairs: bool = False) -> None:
-        self.protocol, self.names, self.pairs = protocol, frozenset(names), pairs
+    def __init__(self, protocol: Protocol, names: Sequence[str], pairs: bool = False, made: str = "generated") -> None:
+        self.protocol, self.names, self.pairs, self.made = protocol, frozenset(names), pairs, made
 
     def warnings(self, source: Seen, other: Seen | Reference | None, predicted: np.ndarray | None = None) -> list[str]:
-        """What is to be said of the generated images `source` and the reference, after the passes over them.
+        """What is to be said of the scored images `source` and the reference, after the passes over them.
 
         Args:
-            predicted: (n,) int64, the class that the judge sees in each generated image, where it was asked for.
+            predicted: (n,) int64, the class that the judge sees in each of them, where it was asked for.
         """
         few = self._few(source, other)
         found = [
             few or self._other_count(source),
             self._sorted(source, predicted),
             self._last_part(source),
-            *self._of_a_side("generated", source),
+            *self._of_a_side(self.made, source),
         ]
         if isinstance(other, Seen):
             found += self._of_a_side("reference", other)
         elif other is not None:
-            found.append(self._lopsided("reference", _saved_classes(other)))
+            found.append(self._lopsided("reference", other.class_sizes()))
         found += [
             self._uncropped(source, other),
             self._cropped(other),
             _enlarged(other),
-            _same(source, other),
+            self._same(source, other),
             _unsigned(other),
         ]
         return [warning for warning in found if warning]
@@ -69,12 +68,12 @@ class Guards:
 
     def _few(self, source: Seen, other: Seen | Reference | None) -> str:
         names = self._asked(BIASED)
-        count = None if other is None else _count(other)
+        count = other.count if isinstance(other, Reference) else None if other is None else len(other)
         if not names or min(len(source), count or ENOUGH) >= ENOUGH:
             return ""
         side = "a reference of unknown size" if not count else f"{count:,} reference images"
         return (
-            f"{_list(names)} of {len(source):,} generated images against {side}: below {ENOUGH:,} a side it is biased upwards "
+            f"{_list(names)} of {len(source):,} {self.made} images against {side}: below {ENOUGH:,} a side it is biased upwards "
             "by about 1/N, so compare it only with values of the same counts, or take fid_infinity or kid"
         )
 
@@ -83,7 +82,7 @@ class Guards:
         if not names or count is None or len(source) == count:
             return ""
         return (
-            f"{_list(names)} of {len(source):,} generated images: published numbers of protocol '{self.protocol.name}' are of "
+            f"{_list(names)} of {len(source):,} {self.made} images: published numbers of protocol '{self.protocol.name}' are of "
             f"{count:,}, and fewer images score higher"
         )
 
@@ -101,7 +100,7 @@ class Guards:
         else:
             return ""
         return (
-            f"generated images {seen} ({classes:,} classes) and protocol '{self.protocol.name}' takes the Inception "
+            f"{self.made} images {seen} ({classes:,} classes) and protocol '{self.protocol.name}' takes the Inception "
             f"Score over {len(splits.cuts(len(source))) - 1} chunks in their order: each chunk holds few classes and the "
             "score is far too low; shuffle the images"
         )
@@ -132,14 +131,14 @@ class Guards:
         )
 
     def _uncropped(self, source: Seen, other: Seen | Reference | None) -> str:
-        sizes = _sizes(other) - {source.size}
+        sizes = set() if other is None else other.image_sizes() - {source.size}
         if not sizes:
             return ""
         other_sizes = (
             shape(min(sizes)) if len(sizes) == 1 else f"of {len(sizes):,} other sizes, e.g. {shape(min(sizes))}"
         )
         return (
-            f"reference images are {other_sizes} where generated ones are {shape(source.size)}: they were not cropped alike "
+            f"reference images are {other_sizes} where {self.made} ones are {shape(source.size)}: they were not cropped alike "
             f"(rule '{self.protocol.images.crop}' of protocol '{self.protocol.name}'), and scores measure that, too"
         )
 
@@ -154,6 +153,17 @@ class Guards:
             f"({self.protocol.images.crop}): check that the tokenizer's input was cropped so"
         )
 
+    def _same(self, source: Seen, other: Seen | Reference | None) -> str:
+        if other is None:
+            return ""
+        theirs = other.meta.get("source") if isinstance(other, Reference) else other.digest()
+        if source.digest() != theirs:
+            return ""
+        return (
+            f"the {len(source):,} {self.made} images are the reference's own, pixel for pixel: distances are 0 by definition; "
+            "check that both are the sets that you mean"
+        )
+
 
 def _enlarged(other: Seen | Reference | None) -> str:
     if other is None:
@@ -163,30 +173,9 @@ def _enlarged(other: Seen | Reference | None) -> str:
     if not count:
         return ""
     return (
-        f"{count:,} reference images are smaller than the generated ones and were enlarged: scores then measure blur, too; "
+        f"{count:,} reference images are smaller than those scored and were enlarged: scores then measure blur, too; "
         "give larger ones"
     )
-
-
-def _saved_classes(other: Reference) -> ClassSizes | None:
-    found = other.meta.get("classes")
-    return ClassSizes(*found) if found else None
-
-
-def _count(other: Seen | Reference) -> int | None:
-    count = other.count if isinstance(other, Reference) else len(other)
-    return count or None
-
-
-def _sizes(other: Seen | Reference | None) -> set[tuple[int, int]]:
-    """(H, W) of a reference's images, of saved statistics where they say it."""
-    if not isinstance(other, Reference):
-        return set() if other is None else {other.size, *other.sizes}
-    if not other.meta and other.images_path is not None:  # ADM's: its images are those of its moments, or of their kind
-        _, height, width, _ = Archive(other.images_path, "arr_0").shape
-        return {(height, width)}
-    sizes = other.meta.get("sizes") or [size for size in (other.meta.get("size") or other.meta.get("crop"),) if size]
-    return {(int(height), int(width)) for height, width, *_ in sizes}
 
 
 def in_runs(predicted: np.ndarray) -> bool:
@@ -212,18 +201,6 @@ def _formats(side: str, source: Seen) -> str:
         return ""
     parts = [f"{count:,} {name}" for name, count in sorted(source.formats.items())]
     return f"{side} images are of mixed formats ({', '.join(parts)}): lossy and lossless ones do not score alike"
-
-
-def _same(source: Seen, other: Seen | Reference | None) -> str:
-    if other is None:
-        return ""
-    theirs = other.meta.get("source") if isinstance(other, Reference) else other.digest()
-    if source.digest() != theirs:
-        return ""
-    return (
-        f"the {len(source):,} generated images are the reference's own, pixel for pixel: distances are 0 by definition; "
-        "check that both are the sets that you mean"
-    )
 
 
 def _unsigned(other: Seen | Reference | None) -> str:

@@ -51,7 +51,7 @@ class Reconstructions:
 
         That originals were cropped is no warning here: the tokenizer's input were these very crops.
         """
-        return Guards(protocol, names).warnings(self.seen, self.originals)
+        return Guards(protocol, names, made="reconstructed").warnings(self.seen, self.originals)
 
 
 def _noted(images: Images, index: int, pixels: np.ndarray) -> Noted:

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vqbench.errors import ArtifactError
+from vqbench.eval.archive import Archive
 from vqbench.eval.base import Batch, Layer
 from vqbench.eval.feature_set import FeatureSet, Gaussian
+from vqbench.eval.seen import ClassSizes
 
 MOMENTS: dict[Layer, tuple[str, str]] = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 SINGULAR: dict[Layer, str] = {"pooled": "rows", "spatial": "rows_s"}
@@ -102,6 +104,19 @@ class Reference(FeatureSet):
     def layers(self) -> tuple[Layer, ...]:
         """Layers of which there are moments."""
         return tuple(sorted(self._gaussians))
+
+    def image_sizes(self) -> set[tuple[int, int]]:
+        """All (H, W) of its images, as far as the file says; of ADM's those of the images that it holds."""
+        if not self.meta and self.images_path is not None:
+            _, height, width, _ = Archive(self.images_path, "arr_0").shape
+            return {(height, width)}
+        sizes = self.meta.get("sizes") or [size for size in (self.meta.get("size") or self.meta.get("crop"),) if size]
+        return {(int(height), int(width)) for height, width, *_ in sizes}
+
+    def class_sizes(self) -> ClassSizes | None:
+        """Of all its images, where the file says it."""
+        found = self.meta.get("classes")
+        return ClassSizes(*found) if found else None
 
     def with_rows(self, rows: FeatureSet) -> Reference:
         """These moments, and the features that `rows` kept."""

@@ -122,6 +122,10 @@ class Seen:
         assert self._seen.all(), "the digest of a set is known once all of it was seen"
         return hashlib.sha256(self._hashes.tobytes()).hexdigest()
 
+    def image_sizes(self) -> set[tuple[int, int]]:
+        """All (H, W) of its images so far."""
+        return {self.size, *self.sizes}
+
     def class_sizes(self) -> ClassSizes | None:
         """Of the whole set, where its classes are known."""
         return None if self.labels is None else class_sizes(self.labels)

@@ -210,7 +210,7 @@ def test_references_that_were_enlarged_are_counted(tmp_path: Path) -> None:
     folder = write(write(tmp_path, some(3, 1, 4)), some(4, 2, 9), start=3)
     source, reference = opened(some()), opened(folder, crop_to=(6, 6))
     (found,) = watch(source, reference, ("is",))
-    assert found.startswith("3 reference images are smaller than the generated ones and were enlarged")
+    assert found.startswith("3 reference images are smaller than those scored and were enlarged")
     assert reference.converted == {"enlarged to 6x6 (adm)": 3, "cropped to 6x6 (adm)": 4}
     assert watch(source, saved(12, converted=dict(reference.converted)), ("is",)) == [found]
     assert watch(source, opened(some(5, 3, 9), crop_to=(6, 6)), ("is",)) == []

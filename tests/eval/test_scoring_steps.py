@@ -125,7 +125,7 @@ def test_tokenizer_scores(referenced: Callable[..., Any], spec: Spec) -> None:
     assert len(found["protocol_digest"]) == 64
 
 
-FEW = ("{} of {} generated images against {} reference images: below 10,000 a side it is biased upwards by about 1/N, so "
+FEW = ("{} of {} {} images against {} reference images: below 10,000 a side it is biased upwards by about 1/N, so "
        "compare it only with values of the same counts, or take fid_infinity or kid")  # fmt: skip
 
 
@@ -138,11 +138,11 @@ def test_tokenizer_scores_say_what_they_are_worth(referenced: Callable[..., Any]
         job = tokenizer_job(referenced, spec, given)
         score_tokenizer.run(job)
         few, ours, theirs, *same = scores(job)["warnings"]
-        assert few == FEW.format("rfid", 24, 24)
-        assert ours.startswith(f"{copies(given)} of 24 generated images are copies of another one, pixel for pixel")
+        assert few == FEW.format("rfid", 24, "reconstructed", 24)
+        assert ours.startswith(f"{copies(given)} of 24 reconstructed images are copies of another one, pixel for pixel")
         assert theirs.startswith("1 of 24 reference images are copies")
         assert [each.partition(":")[0] for each in same] == (
-            ["the 24 generated images are the reference's own, pixel for pixel"] if given is images else []
+            ["the 24 reconstructed images are the reference's own, pixel for pixel"] if given is images else []
         )
 
 
@@ -171,7 +171,7 @@ def test_originals_are_known_by_their_files(tmp_path: Path) -> None:
     (lossy,) = of([16, 16, 16, 20], "jpg")
     assert lossy.startswith("4 of 4 reference images are JPEG files taken at their own size")
     (small,) = of([16, 16, 16, 12], "png")
-    assert small.startswith("1 reference images are smaller than the generated ones and were enlarged")
+    assert small.startswith("1 reference images are smaller than those scored and were enlarged")
     (uneven,) = of([16] * 7, "png")
     assert uneven.startswith("reference classes are uneven, from 2 to 5 images over 2 classes")
 
@@ -231,7 +231,7 @@ def test_sample_scores_say_what_they_are_worth(referenced: Callable[..., Any], s
         score_samples.run(job)
         assert (job.store / "scores.json").read_bytes() == written
         found: list[str] = scores(job)["warnings"]
-        assert found[0] == FEW.format("fid", 30, 30)
+        assert found[0] == FEW.format("fid", 30, "generated", 30)
         return found[1:]
 
     even, in_order = np.arange(30) % 2, {"split_size": 10, "shuffle": False, "seed": 0}
