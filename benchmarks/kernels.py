@@ -61,30 +61,39 @@ def ssim(runs: int, scale: int, window: str, threads: int) -> dict[str, Any]:
         }, runs))  # fmt: skip
 
 
-def frechet(runs: int, scale: int) -> dict[str, Any]:
-    """Frechet distance of d = 2048 from the means and covariances of 5,000 features a set."""
+def frechet(runs: int, scale: int, images: int, finished: bool = False) -> dict[str, Any]:
+    """Frechet distance, d = 2048, from the features of so many images a set, or from their finished mu and sigma."""
     from scipy.linalg import sqrtm
-    from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-    from vqbench.eval.feature_set import gaussian_of
+    from vqbench.eval.feature_set import Gaussian, gaussian_of
     from vqbench.eval.frechet import frechet_distance
 
-    d = 2048 // scale
+    d, count = 2048 // scale, images // scale
     rng, mixing = np.random.default_rng(0), 1 / np.arange(1, d + 1) ** 0.7
-    sets = [(rng.standard_normal((5 * d // 2, d)) * mixing * s).astype(np.float32) for s in (1, 1.1)]
-    a, b = (gaussian_of(x).by_moments() for x in sets)
-    stats = [{"mu": g.mu, "sigma": g.sigma} for g in (a, b)]
+    sets = [(rng.standard_normal((count, d)) * mixing * s).astype(np.float32) for s in (1, 1.1)]
+    known = [gaussian_of(x).by_moments() for x in sets] if finished else []
+
+    def ours() -> list[Gaussian]:
+        return known or [gaussian_of(x) for x in sets]
+
+    def theirs() -> list[dict[str, np.ndarray]]:
+        if known:
+            return [{"mu": g.mu, "sigma": g.sigma} for g in known]
+        return [fid_features_to_statistics(torch.from_numpy(x)) for x in sets]
 
     def scipys() -> float:
-        root = sqrtm(a.sigma @ b.sigma)
-        return float(((a.mu - b.mu) ** 2).sum() + np.trace(a.sigma + b.sigma - 2 * np.real(root)))
+        a, b = theirs()
+        root = sqrtm(a["sigma"] @ b["sigma"])
+        gap = np.subtract(a["mu"], b["mu"], dtype=np.float64)
+        return float((gap**2).sum() + np.trace(a["sigma"] + b["sigma"] - 2 * np.real(root)))
 
     def fidelitys() -> float:
         with warnings.catch_warnings(action="ignore"):
-            return float(fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"])
+            return float(fid_statistics_to_metric(*theirs(), verbose=False)["frechet_inception_distance"])
 
     return _compared(
-        alternate({"engine": lambda: frechet_distance(a, b), "torch-fidelity": fidelitys, "sqrtm": scipys}, runs)
+        alternate({"engine": lambda: frechet_distance(*ours()), "torch-fidelity": fidelitys, "sqrtm": scipys}, runs)
     )
 
 
@@ -138,7 +147,8 @@ def _compared(found: dict[str, Any]) -> dict[str, Any]:
 
 CASES: dict[str, Callable[[int, int], dict[str, Any]]] = {
     **{f"ssim-{w}-{t}": partial(ssim, window=w, threads=t) for w in ("uniform", "gaussian") for t in (1, 2)},
-    "frechet": frechet,
+    "frechet-moments": partial(frechet, images=5000, finished=True),
+    **{f"frechet-{n}": partial(frechet, images=n) for n in (1000, 5000)},
     **{f"nearest-{k}-{d}": partial(nearest, codes=k, vectors=m, dim=d)
        for k, m in ((16384, 65536), (131072, 8192)) for d in (256, 8)},
 }  # fmt: skip

@@ -5,6 +5,7 @@ Speed does not depend on the weights' values; agreement of two sides over the sa
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from vqbench.data import load_photo
 from vqbench.seeds import numpy_rng
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "china", "flower", "rocket")
+DISTINCT = 512  # images among the files that are read
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -50,13 +52,15 @@ def write_images(folder: Path, count: int, size: int) -> None:
 
 
 def write_files(folder: Path, count: int, size: int) -> None:
-    """`count` PNG and as many JPEG files of one size, for reading."""
-    for kind in ("png", "jpeg"):
+    """`count` PNG and as many JPEG files of one size, for reading; after the first ones come copies: encoding takes minutes."""
+    for kind, suffix, options in (("png", "png", {}), ("jpeg", "jpg", {"quality": 95})):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        image = Image.fromarray(crop(index % 512, size))
-        image.save(folder / "png" / f"{index:06d}.png")
-        image.save(folder / "jpeg" / f"{index:06d}.jpg", quality=95)
+        for index in range(count):
+            path = folder / kind / f"{index:06d}.{suffix}"
+            if index < DISTINCT:
+                Image.fromarray(crop(index, size)).save(path, **options)
+            else:
+                shutil.copyfile(path.with_name(f"{index % DISTINCT:06d}.{suffix}"), path)
 
 
 def write_weights(folder: Path) -> None:

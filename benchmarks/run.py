@@ -88,8 +88,9 @@ def _page(rows: list[Row], plan: Plan, seconds: float) -> str:
         "# Speed and memory, measured", "",
         f"Written by `{_command(plan)}` on {_processor()}, {plan.threads} threads, fp32, no GPU, in {seconds / 60:.0f} minutes; "
         f"Python {platform.python_version()}, {versions}. Both sides of a comparison run in turn; a ratio is that of the "
-        f"medians of {plan.runs} runs (SSIM {5 * plan.runs}), the range that of single runs. Judged rows: 256x256 PNG, random "
-        "weights of Inception's shape on both sides, each side a process of its own, without imports.", "",
+        f"medians of {plan.runs} runs (SSIM {5 * plan.runs}; SciPy's sqrtm and vector-quantize-pytorch run once, unwarmed), "
+        "the range that of single runs. Judged rows: 256x256 PNG, random weights of Inception's shape on both sides, each "
+        "side a process of its own, without imports.", "",
         "| work | against | measured | range | target | |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     lines += [

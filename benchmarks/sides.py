@@ -23,13 +23,6 @@ Work = Callable[[], dict[str, float]]
 METRICS = ["fid", "is", "precision", "recall"]
 
 
-def _protocol(**update: Any) -> Any:
-    from vqbench.eval.protocols import Distance, load_protocol
-
-    alex = {"lpips": Distance(network="lpips-alexnet", suffix="[alexnet]")}
-    return load_protocol("adm").model_copy(update=alex | update)
-
-
 def _plain(report: dict[str, Any]) -> dict[str, float]:
     return {name.partition("[")[0]: entry["value"] for name, entry in report["metrics"].items()}
 
@@ -39,7 +32,14 @@ def sets_engine(folder: Path, _: int) -> Work:
     from vqbench.eval.evaluate import evaluate
 
     return lambda: _plain(
-        evaluate(folder / "made", folder / "other", protocol=_protocol(), metrics=METRICS, weights=weights(folder))
+        evaluate(
+            folder / "made",
+            folder / "other",
+            protocol="adm",
+            metrics=METRICS,
+            weights=weights(folder),
+            device="cpu",
+        )
     )
 
 
@@ -85,11 +85,11 @@ def suite_engine(folder: Path, count: int) -> Work:
 
     from vqbench.eval.evaluate import evaluate
 
-    names = [*METRICS, "psnr", "ssim", "lpips", "usage"]
+    names = [*METRICS, "psnr", "ssim", "lpips_alex", "usage"]
     ids = np.random.default_rng(0).integers(0, 16384, (count, 256, 1))
     return lambda: _plain(
-        evaluate(folder / "made", folder / "real", protocol=_protocol(), metrics=names, pairs=True,
-                 weights=weights(folder), ids=ids, num_codes=16384)
+        evaluate(folder / "made", folder / "real", protocol="adm", metrics=names, pairs=True,
+                 weights=weights(folder), ids=ids, num_codes=16384, device="cpu")
     )  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def suite_libraries(folder: Path, count: int) -> Work:
         values["psnr"] = float(np.mean([peak_signal_noise_ratio(b, a, data_range=255) for a, b in both]))
         values["ssim"] = float(np.mean([structural_similarity(b, a, data_range=255, channel_axis=-1) for a, b in both]))
         with torch.no_grad():
-            values["lpips"] = float(np.mean([float(network(tensor(b), tensor(a))) for a, b in map(pair, files)]))
+            values["lpips_alex"] = float(np.mean([float(network(tensor(b), tensor(a))) for a, b in map(pair, files)]))
         return values | {"usage": 100 * len(np.unique(ids)) / 16384}
 
     return work

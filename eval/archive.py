@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,6 +14,12 @@ from typing import IO, Any
 import numpy as np
 
 from vqbench.errors import ArtifactError
+
+# What NumPy, zipfile and the decompressors raise over a damaged, encrypted or otherwise unreadable .npy or .npz.
+UNREADABLE = (
+    OSError, EOFError, KeyError, ValueError, RuntimeError, SyntaxError, tokenize.TokenError, lzma.LZMAError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def batches(count: int, size: int) -> Iterator[slice]:
@@ -52,7 +60,7 @@ class Archive:
     def _bytes(self, stream: IO[bytes], count: int) -> bytes:
         try:
             return stream.read(count)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # a checksum that does not fit, too
+        except UNREADABLE as error:  # a checksum that does not fit, too
             raise ArtifactError(f"{self.path}: {self.member} is damaged ({error}); make it again") from None
 
     def _open(self) -> _Member:
@@ -64,6 +72,8 @@ class _Member:
 
     def __init__(self, path: Path, member: str) -> None:
         self.path, self.member = path, member
+        self.archive: zipfile.ZipFile | None = None
+        self.stream: IO[bytes] | None = None
 
     def __enter__(self) -> tuple[tuple[int, ...], np.dtype[Any], Any]:
         try:
@@ -74,17 +84,23 @@ class _Member:
             shape, self.fortran, dtype = read(self.stream)
             if dtype.hasobject:  # pickled: reading it would run what it says
                 raise ValueError("an array of objects")
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
+            self._close()
             raise ArtifactError(f"{self.path} holds no readable {self.member} ({error}); sample again") from None
         return shape, dtype, self.stream
 
     def holds(self, size: int) -> bool:
         """Whether that many bytes stand behind the header."""
+        assert self.archive is not None and self.stream is not None, "open"
         return self.archive.getinfo(self.member).file_size - self.stream.tell() >= size
 
     def __exit__(self, *_: object) -> None:
-        self.stream.close()
-        self.archive.close()
+        self._close()
+
+    def _close(self) -> None:
+        for opened in (self.stream, self.archive):
+            if opened is not None:
+                opened.close()
 
 
 def members(path: Path) -> frozenset[str]:
@@ -96,7 +112,7 @@ def members(path: Path) -> frozenset[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return frozenset(name.removesuffix(".npy") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise ArtifactError(f"{path} is no readable .npz ({error}); make it again") from None
 
 
@@ -113,7 +129,7 @@ def read_array(path: Path, name: str) -> np.ndarray:
         with np.load(path, allow_pickle=False) as archive:
             found: np.ndarray = archive[name]
             return found
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise ArtifactError(f"{path}: {name} cannot be read ({error}); make it again") from None
 
 

@@ -115,7 +115,10 @@ class Metric(Facts, ABC):
 
 
 class SetMetric(Facts, ABC):
-    """A function of two sets of features; the reference is taken as fixed, the interval is over the generated images."""
+    """A function of two sets of features; the reference is taken as fixed, the interval is over the generated images.
+
+    Recall and coverage are shares of the reference images: their interval is over these. `n` counts generated ones in any case.
+    """
 
     rows: ClassVar[frozenset[Layer]]  # layers whose features must be kept, image by image
     moments: ClassVar[frozenset[Layer]]  # layers of which mean and covariance are enough

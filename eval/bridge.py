@@ -14,7 +14,7 @@ from vqbench.eval.evaluate import score
 from vqbench.eval.extras import Extras
 from vqbench.eval.judges import with_judge
 from vqbench.eval.protocols import FOLDER, Protocol, load_protocol
-from vqbench.eval.request import Images, Request, make_request
+from vqbench.eval.request import Images, Request, make_request, needs_files
 from vqbench.eval.set_metrics import BUILD, set_metrics
 from vqbench.specs import digest_of
 
@@ -87,7 +87,7 @@ class _Scored:
         self.warnings: list[str] = []
 
     def lines(self, metrics: Sequence[str] | None) -> list[dict[str, Any]]:
-        lacking = {name: why for name in metrics or () if (why := _undefined(name, self.protocol))}
+        lacking = {name: why for name in metrics or () if (why := self._undefined(name))}
         lines = [self._without(name, why) for name, why in lacking.items()]
         names = self._request(metrics and [name for name in metrics if name not in lacking]).names
         names = [name for name in names if name not in lacking]
@@ -118,14 +118,13 @@ class _Scored:
     def _without(self, metric: str, why: str) -> dict[str, Any]:
         return {"metric": metric, "value": None, "note": why, **self.common}
 
-
-def _undefined(name: str, protocol: Protocol) -> str:
-    """Why the protocol has no such metric of sets; empty where it has, or where nobody knows the name."""
-    try:
-        set_metrics([name] if name in BUILD else [], protocol)
-    except SpecError as error:
-        return str(error).partition(";")[0]
-    return ""
+    def _undefined(self, name: str) -> str:
+        """Why the protocol has no such metric of these sets; empty where it has, or where nobody knows the name."""
+        try:
+            set_metrics([name] if name in BUILD else [], self.protocol)
+        except SpecError as error:
+            return str(error).partition(";")[0]
+        return needs_files(name, self.protocol) if self.options["pairs"] else ""
 
 
 def _compared(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -155,7 +154,7 @@ PAPERS_WINDOW = (
     "ssim.covariance",
 )  # MS-SSIM keeps its own unless it is Gaussian
 REACH: dict[str, tuple[str, ...]] = {
-    "psnr": (*PIXELS, "psnr."), "ssim": (*PIXELS, "ssim."), "lpips": (*PIXELS, "lpips."),
+    "psnr": (*PIXELS, "psnr."), "ssim": (*PIXELS, "ssim."), "lpips": (*PIXELS, "lpips."), "lpips_alex": PIXELS,
     "ms_ssim": (*PIXELS, "ssim.data_range", "ssim.channels", *PAPERS_WINDOW),
     "fid": POOLED, "rfid": POOLED, "sfid": (*SEEN, "judge.spatial"), "is": (*SEEN, "judge.logits", "is."),
     "kid": (*POOLED, "kid."), "fid_infinity": (*POOLED, "fid_infinity."),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
+
 from vqbench.eval.base import Estimate, Layer, SetMetric
 from vqbench.eval.feature_set import FeatureSet
+from vqbench.eval.fid import default_device
 from vqbench.eval.intervals import normal, wilson
 from vqbench.eval.precision_recall import ball_counts
 from vqbench.eval.protocols import Neighbours
@@ -25,8 +28,8 @@ class DensityCoverage(SetMetric):
     moments: ClassVar[frozenset[Layer]] = frozenset()
     reference_rows: ClassVar[frozenset[Layer]] = frozenset({"manifold"})
 
-    def __init__(self, protocol: Neighbours) -> None:
-        self.protocol = protocol
+    def __init__(self, protocol: Neighbours, device: torch.device | None = None) -> None:
+        self.protocol, self.device = protocol, device or default_device()
 
     def compute(self, generated: FeatureSet, reference: FeatureSet) -> dict[str, Estimate]:
         """``{"density": d, "coverage": c}``.
@@ -34,7 +37,7 @@ class DensityCoverage(SetMetric):
         Raises:
             SpecError: a set is too small to have a k-th neighbour.
         """
-        counts, n, m = ball_counts(generated, reference, self.protocol)
+        counts, n, m = ball_counts(generated, reference, self.protocol, self.device)
         k = self.protocol.neighborhood
         density, spread = counts.inside / (k * n), float(counts.per_image.std(ddof=1)) / k
         return {

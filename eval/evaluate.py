@@ -147,7 +147,7 @@ def _seen(
     request: Request, source: Source, reference: Images | None, extras: Extras
 ) -> tuple[Evaluator, FeatureSet | None, Source | Reference | None, list[str]]:
     """The passes: all that is kept of the images, and which metrics they are too small for."""
-    sets = set_metrics([name for name in request.names if name in BUILD], request.protocol)
+    sets = set_metrics([name for name in request.names if name in BUILD], request.protocol, request.device)
     extract = request.judges.extractor(layers_of(sets)) if sets else None
     paired = [name for name in request.names if name in PAIRED]
     streamed, left = _fitting(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from torch import nn
@@ -103,7 +103,7 @@ class PairMean(Metric):
         settings: what must be equal where shards are merged.
     """
 
-    name: ClassVar[str]
+    name: str
     interval = "normal over images"
     not_finite = "refused"
     needs = frozenset({"images", "originals"})

@@ -11,7 +11,7 @@ from vqbench.products import RowSpecs
 from vqbench.specs import GeneratorSpec
 
 # Digits of a metric where the paper prints fewer or none. Full precision is in scores.csv.
-DECIMALS = {"fid": 2, "rfid": 2, "psnr": 2, "ssim": 3, "lpips": 3, "is": 1}
+DECIMALS = {"fid": 2, "rfid": 2, "psnr": 2, "ssim": 3, "lpips": 3, "lpips_alex": 3, "is": 1}
 
 
 def fact_text(specs: RowSpecs, fact: str, where: str) -> str:

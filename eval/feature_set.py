@@ -20,7 +20,7 @@ from vqbench.eval.protocols import Neighbours
 from vqbench.eval.rows import Rows
 from vqbench.seeds import numpy_rng
 
-__all__ = ["FeatureSet", "Gaussian", "choose"]
+__all__ = ["FeatureSet", "Gaussian", "choose", "draw"]
 
 
 class FeatureSet:
@@ -166,6 +166,9 @@ def _layer(batch: Batch, layer: Layer) -> Tensor:
 
 def choose(count: int, neighbours: Neighbours) -> np.ndarray:
     """Sorted indices of the images whose features are kept, the same ones for any batch size; int64 (R,)."""
-    size = min(count, neighbours.reference_count or count)
-    rng = numpy_rng(neighbours.seed, "precision-recall", count)
-    return np.sort(rng.choice(count, size, replace=False)).astype(np.int64)
+    return draw(count, min(count, neighbours.reference_count or count), neighbours.seed, "precision-recall")
+
+
+def draw(count: int, size: int, seed: int, purpose: str) -> np.ndarray:
+    """`size` of `count` places, sorted, int64; another `purpose` draws others."""
+    return np.sort(numpy_rng(seed, purpose, count).choice(count, size, replace=False)).astype(np.int64)

@@ -18,6 +18,9 @@ class Fid(SetMetric):
     """FID of the images added against a reference; ``rfid`` where those are reconstructions.
 
     Biased upwards by about 1/n: only numbers with equal n compare.
+
+    Args:
+        device: where the linear algebra runs; by default the GPU where there is one.
     """
 
     unit = ""
@@ -28,8 +31,8 @@ class Fid(SetMetric):
     moments: ClassVar[frozenset[Layer]] = frozenset({"pooled"})
     layer: ClassVar[Layer] = "pooled"
 
-    def __init__(self, name: str = "fid") -> None:
-        self.name = name
+    def __init__(self, name: str = "fid", device: torch.device | None = None) -> None:
+        self.name, self.device = name, device or default_device()
 
     def compute(self, generated: FeatureSet, reference: FeatureSet) -> dict[str, Estimate]:
         """``{name: distance}``.
@@ -37,7 +40,7 @@ class Fid(SetMetric):
         Raises:
             ArtifactError: fewer than two images in a set, or features of different lengths.
         """
-        distances = subsets(generated, reference, self.layer)
+        distances = subsets(generated, reference, self.layer, self.device)
         place = groups_of(np.arange(len(distances.rows)))
         value = distances(place >= 0)
         groups = range(GROUPS) if len(place) >= SMALLEST else ()
@@ -46,7 +49,7 @@ class Fid(SetMetric):
         return {self.name: Estimate(value, float(np.maximum(low, 0.0)), high, len(place))}  # NaN stays NaN
 
 
-def subsets(generated: FeatureSet, reference: FeatureSet, layer: Layer) -> Subsets:
+def subsets(generated: FeatureSet, reference: FeatureSet, layer: Layer, device: torch.device) -> Subsets:
     """Distances of subsets of the generated images; what they share is computed once for all metrics of the two sets.
 
     Raises:
@@ -57,12 +60,12 @@ def subsets(generated: FeatureSet, reference: FeatureSet, layer: Layer) -> Subse
         known, whole = reference.gaussian(layer), generated.gaussian(layer)
         if known.mu.shape != whole.mu.shape:
             raise ArtifactError(f"features of {len(whole.mu)} and {len(known.mu)} dimensions: these are of two judges")
-        return Subsets(Frechet(known, device()), whole, generated.matrix(layer))
+        return Subsets(Frechet(known, device), whole, generated.matrix(layer))
 
     found: Subsets = generated.once(("frechet", reference, reference.count, layer), make)
     return found
 
 
-def device() -> torch.device:
-    """Where the linear algebra runs."""
+def default_device() -> torch.device:
+    """Where the linear algebra of set metrics runs unless they are told: the GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

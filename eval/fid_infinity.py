@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+import torch
 
 from vqbench.errors import SpecError
 from vqbench.eval.base import Estimate, Layer, SetMetric
 from vqbench.eval.feature_set import FeatureSet
-from vqbench.eval.fid import subsets
+from vqbench.eval.fid import default_device, subsets
 from vqbench.eval.intervals import SMALLEST, quantile
 from vqbench.eval.protocols import Extrapolation
 from vqbench.seeds import numpy_rng
@@ -29,8 +30,8 @@ class FidInfinity(SetMetric):
     rows: ClassVar[frozenset[Layer]] = frozenset({"pooled"})
     moments: ClassVar[frozenset[Layer]] = frozenset({"pooled"})
 
-    def __init__(self, protocol: Extrapolation) -> None:
-        self.protocol = protocol
+    def __init__(self, protocol: Extrapolation, device: torch.device | None = None) -> None:
+        self.protocol, self.device = protocol, device or default_device()
 
     def compute(self, generated: FeatureSet, reference: FeatureSet) -> dict[str, Estimate]:
         """``{"fid_infinity": value}``.
@@ -48,7 +49,7 @@ class FidInfinity(SetMetric):
 
     def curve(self, generated: FeatureSet, reference: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
         """Sizes (points,) and the FID of a subset of each (points,)."""
-        distances = subsets(generated, reference, "pooled")
+        distances = subsets(generated, reference, "pooled", self.device)
         sizes = self._sizes(len(distances.rows))
         rng = numpy_rng(self.protocol.seed, "fid-infinity", len(distances.rows))
         return sizes, np.array([distances(_draw(rng, len(distances.rows), int(size))) for size in sizes])

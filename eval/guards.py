@@ -46,11 +46,10 @@ class Guards:
             self._last_part(source),
             *self._of_a_side(self.made, source),
         ]
-        if isinstance(other, Seen):
+        if other is not None:
             found += self._of_a_side("reference", other)
-        elif other is not None:
-            found.append(self._lopsided("reference", other.class_sizes()))
         found += [
+            self._kept(other),
             self._uncropped(source, other),
             self._cropped(other),
             _enlarged(other),
@@ -59,7 +58,7 @@ class Guards:
         ]
         return [warning for warning in found if warning]
 
-    def _of_a_side(self, side: str, source: Seen) -> list[str]:
+    def _of_a_side(self, side: str, source: Seen | Reference) -> list[str]:
         uneven = self._lopsided(side, source.class_sizes())
         return [_copies(side, source), uneven, _formats(side, source), self._lossy(side, source)]
 
@@ -68,7 +67,7 @@ class Guards:
 
     def _few(self, source: Seen, other: Seen | Reference | None) -> str:
         names = self._asked(BIASED)
-        count = other.count if isinstance(other, Reference) else None if other is None else len(other)
+        count = None if other is None else _total(other)
         if not names or min(len(source), count or ENOUGH) >= ENOUGH:
             return ""
         side = "a reference of unknown size" if not count else f"{count:,} reference images"
@@ -120,15 +119,24 @@ class Guards:
             "scores weigh large classes more, and a set of even classes differs from it by that alone"
         )
 
-    def _lossy(self, side: str, source: Seen) -> str:
+    def _lossy(self, side: str, source: Seen | Reference) -> str:
         """A reference that is cropped or enlarged is resampled, which takes most of JPEG's blocks away."""
-        jpeg = source.formats["jpeg"]
-        if not jpeg or (side == "reference" and source.cropped.total() >= jpeg):
+        jpeg, resampled = source.formats["jpeg"], _by_rule(source, "cropped", "enlarged")
+        if not jpeg or (side == "reference" and resampled >= jpeg):
             return ""
         return (
-            f"{jpeg:,} of {len(source):,} {side} images are JPEG files taken at their own size: compression moves FID and PSNR, "
+            f"{jpeg:,} of {_total(source):,} {side} images are JPEG files taken at their own size: compression moves FID and PSNR, "
             "save images as PNG before scoring"
         )
+
+    def _kept(self, other: Seen | Reference | None) -> str:
+        """KID draws from all images of a folder, of saved statistics from those whose features they keep."""
+        if "kid" not in self.names or not isinstance(other, Reference) or not other.has_rows("pooled"):
+            return ""
+        kept = len(other.matrix("pooled"))
+        if kept >= other.count:
+            return ""
+        return f"kid draws from the {kept:,} of {other.count:,} reference images whose features {other.name} keeps"
 
     def _uncropped(self, source: Seen, other: Seen | Reference | None) -> str:
         sizes = set() if other is None else other.image_sizes() - {source.size}
@@ -168,8 +176,7 @@ class Guards:
 def _enlarged(other: Seen | Reference | None) -> str:
     if other is None:
         return ""
-    converted = other.meta.get("converted") or {} if isinstance(other, Reference) else other.converted
-    count = sum(count for rule, count in converted.items() if rule.startswith("enlarged"))
+    count = _by_rule(other, "enlarged")
     if not count:
         return ""
     return (
@@ -185,18 +192,28 @@ def in_runs(predicted: np.ndarray) -> bool:
     return len(shares) > 1 and alike > float(np.square(shares).sum()) + RUNS
 
 
-def _copies(side: str, source: Seen) -> str:
+def _total(source: Seen | Reference) -> int:
+    """Images of a set; 0 where saved statistics do not say."""
+    return source.count if isinstance(source, Reference) else len(source)
+
+
+def _by_rule(source: Seen | Reference, *starts: str) -> int:
+    """Of how many images a rule that starts so was used."""
+    return sum(count for rule, count in source.converted.items() if rule.startswith(starts))
+
+
+def _copies(side: str, source: Seen | Reference) -> str:
     copies = source.copies()
     if not copies:
         return ""
     mend = "; look for a seed that is used twice" if side == "generated" else ""
     return (
-        f"{copies:,} of {len(source):,} {side} images are copies of another one, pixel for pixel: they count as images, and "
+        f"{copies:,} of {_total(source):,} {side} images are copies of another one, pixel for pixel: they count as images, and "
         f"intervals are too narrow{mend}"
     )
 
 
-def _formats(side: str, source: Seen) -> str:
+def _formats(side: str, source: Seen | Reference) -> str:
     if len(source.formats) < 2:
         return ""
     parts = [f"{count:,} {name}" for name, count in sorted(source.formats.items())]

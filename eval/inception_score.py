@@ -9,11 +9,13 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from scipy.special import entr, log_softmax
 
+from vqbench.eval.archive import batches
 from vqbench.eval.base import Estimate, Layer, SetMetric
 from vqbench.eval.feature_set import FeatureSet
 from vqbench.eval.intervals import GROUPS, NAN, SMALLEST, groups_of, jackknife, student
 from vqbench.eval.protocols import Splits
 
+ROWS = 4096  # of logits that are turned into probabilities together
 ENOUGH = 3  # whole parts from which Student's t is taken over them
 
 
@@ -49,7 +51,7 @@ class InceptionScore(SetMetric):
         order = np.arange(count)
         if self.protocol.shuffle:
             order = np.random.RandomState(self.protocol.seed).permutation(count)
-        parts = [_sums(logits[order[a:b]], groups_of(order[a:b])) for a, b in itertools.pairwise(cuts)]
+        parts = [_sums(logits, order[a:b]) for a, b in itertools.pairwise(cuts)]
         scores = [_score(part.p.sum(0), part.p_log_p.sum(), part.images.sum()) for part in parts]
         low, high = student(scores) if self.protocol.whole(count) >= ENOUGH else _jackknife(scores, parts, count)
         return {"is": Estimate(float(np.mean(scores)), float(np.maximum(low, 1.0)), high, count)}  # NaN stays NaN
@@ -63,16 +65,17 @@ class _Sums(NamedTuple):
     images: np.ndarray
 
 
-def _sums(logits: np.ndarray, groups: np.ndarray) -> _Sums:
-    """Of one part, logits (n, classes) and groups (n,)."""
-    log_p = log_softmax(logits.astype(np.float64), axis=1)  # (n, classes)
-    p = np.exp(log_p)
-    own = np.einsum("ij,ij->i", p, log_p)  # (n,)
-    return _Sums(
-        np.stack([p[groups == group].sum(0) for group in range(GROUPS)]),
-        np.bincount(groups, own, GROUPS),
-        np.bincount(groups, minlength=GROUPS),
-    )
+def _sums(logits: np.ndarray, places: np.ndarray) -> _Sums:
+    """Of one part: those rows of logits (n, classes). A tenth of a large set is some GB in float64, so in blocks."""
+    found = _Sums(np.zeros((GROUPS, logits.shape[1])), np.zeros(GROUPS), np.zeros(GROUPS, np.int64))
+    for block in batches(len(places), ROWS):
+        rows = places[block]
+        groups, log_p = groups_of(rows), log_softmax(logits[rows].astype(np.float64), axis=1)  # (r,), (r, classes)
+        p = np.exp(log_p)
+        found.p[:] += np.stack([p[groups == group].sum(0) for group in range(GROUPS)])
+        found.p_log_p[:] += np.bincount(groups, np.einsum("ij,ij->i", p, log_p), GROUPS)
+        found.images[:] += np.bincount(groups, minlength=GROUPS)
+    return found
 
 
 def _score(p: np.ndarray, p_log_p: float, count: int) -> float:

@@ -5,7 +5,6 @@ Letters: B images, S side, d feature length.
 
 from __future__ import annotations
 
-import pickle
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.errors import MissingWeights
-from vqbench.weights import fetch_again
+from vqbench.weights import UNREADABLE, fetch_again
 
 Found = dict[str, Tensor]  # layer -> (B, d) float32
 
@@ -68,7 +67,7 @@ class Weights:
             with warnings.catch_warnings(action="ignore"):  # of TorchScript, which is then refused
                 # Mapped, the file's pages go when the network has its own copy; the format before 2020 cannot be.
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        except UNREADABLE as error:
             raise self.refusal(f"it cannot be read: {_first_line(error)}") from None
         if inside:
             state = state.get(inside) if isinstance(state, dict) else None

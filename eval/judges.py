@@ -79,9 +79,9 @@ class Judges:
         """Let go of the networks; the digests stay."""
         self._opened.clear()
 
-    def lpips(self) -> nn.Module:
-        """LPIPS over the protocol's network."""
-        kind = self.protocol.lpips.network
+    def lpips(self, distance: Distance) -> nn.Module:
+        """LPIPS over that distance's network."""
+        kind = distance.network
         if kind == "photo-classifier":
             return classifier_lpips(self._classifier())
         network = open_lpips(kind, self.file(kind), self.device)
@@ -149,18 +149,19 @@ def with_judge(protocol: Protocol, kind: str) -> Protocol:
     Raises:
         SpecError: nothing says how to use such a network.
     """
-    if kind == protocol.judge.network:
+    near = protocol.precision_recall
+    if kind == protocol.judge.network and (near is None or near.judge is None):
         return protocol
     blocks = known_judges()
     if kind not in blocks:
         raise SpecError(f"no protocol says how to use a judge '{kind}'; {nearest(kind, blocks)}")
     suffix = "[demo-judge]" if kind == STAND_IN else f"[{kind}]"
-    judge = blocks[kind]
+    judge = protocol.judge if kind == protocol.judge.network else blocks[kind]
     change: dict[str, Any] = {"name": f"{protocol.name}+{kind}", "suffix": protocol.suffix + suffix, "judge": judge}
     if judge.logits is None:
         change["inception_score"] = None
-    if protocol.precision_recall is not None:
-        change["precision_recall"] = protocol.precision_recall.model_copy(update={"judge": None})
+    if near is not None:
+        change["precision_recall"] = near.model_copy(update={"judge": None})
     if kind == STAND_IN:
         change["lpips"] = Distance(network="photo-classifier", suffix=suffix)
     changed = protocol.model_copy(update=change)

@@ -11,7 +11,7 @@ from torch import Tensor
 from vqbench.errors import SpecError
 from vqbench.eval.base import Estimate, Layer, SetMetric
 from vqbench.eval.feature_set import FeatureSet
-from vqbench.eval.fid import device
+from vqbench.eval.fid import default_device
 from vqbench.eval.intervals import GROUPS, SMALLEST, groups_of, jackknife
 from vqbench.eval.protocols import Kernel
 
@@ -31,8 +31,8 @@ class Kid(SetMetric):
     moments: ClassVar[frozenset[Layer]] = frozenset()
     reference_rows: ClassVar[frozenset[Layer]] = frozenset({"pooled"})
 
-    def __init__(self, protocol: Kernel) -> None:
-        self.protocol = protocol
+    def __init__(self, protocol: Kernel, device: torch.device | None = None) -> None:
+        self.protocol, self.device = protocol, device or default_device()
 
     def compute(self, generated: FeatureSet, reference: FeatureSet) -> dict[str, Estimate]:
         """``{"kid": value}``.
@@ -57,7 +57,7 @@ class Kid(SetMetric):
 
     def _subset(self, x: np.ndarray, y: np.ndarray, group: np.ndarray) -> np.ndarray:
         """MMD^2 of one subset, and of it without each group of the generated images; (1 + GROUPS,)."""
-        a, b = _double(x), _double(y)  # (s, d)
+        a, b = self._double(x), self._double(y)  # (s, d)
         member = torch.eye(GROUPS, dtype=a.dtype, device=a.device)[torch.from_numpy(group)]  # (s, GROUPS)
         own = member.T @ _hollow(self._kernel(a, a)) @ member  # sums of pairs of groups
         cross = member.T @ self._kernel(a, b).sum(1)  # (GROUPS,)
@@ -72,9 +72,8 @@ class Kid(SetMetric):
         base = (a @ b.T).mul_(gamma).add_(self.protocol.coef0)
         return base.pow_(self.protocol.degree)
 
-
-def _double(rows: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.asarray(rows, dtype=np.float64)).to(device())
+    def _double(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.asarray(rows, dtype=np.float64)).to(self.device)
 
 
 def _hollow(kernel: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from vqbench.eval.library_pairs import lpips, not_scikit_image, psnr, ssim
 from vqbench.eval.library_spool import spool
 from vqbench.eval.perceptual import Lpips
 from vqbench.eval.precision_recall import PrecisionRecall
-from vqbench.eval.protocols import Protocol
+from vqbench.eval.protocols import ALEX, Protocol
 from vqbench.eval.psnr import Psnr
 from vqbench.eval.set_metrics import BUILD, set_metrics
 from vqbench.eval.sources import Source
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # What libraries compute, and the engine's metric whose unit and direction it has.
 METRICS: dict[str, type[Facts]] = {
     "fid": Fid, "rfid": Fid, "kid": Kid, "is": InceptionScore, "precision": PrecisionRecall, "recall": PrecisionRecall,
-    "psnr": Psnr, "ssim": Ssim, "lpips": Lpips,
+    "psnr": Psnr, "ssim": Ssim, "lpips": Lpips, "lpips_alex": Lpips,
 }  # fmt: skip
 CLEAN = ("fid", "rfid", "kid")  # what clean-fid has
 MEND = "leave it out of --metrics, or take --engine vqbench"
@@ -204,10 +204,11 @@ def _pairs(
     values: dict[str, tuple[float, int]] = {}
     for name in names:
         pairs = zip(originals, images, strict=True)
-        if name == "lpips":
-            network = request.judges.lpips()
+        if name.startswith("lpips"):
+            distance = ALEX if name == "lpips_alex" else protocol.lpips
+            network = request.judges.lpips(distance)
             with _clock(request, "lpips"):
-                values[name] = lpips(images, originals, network, protocol.batch)
+                values[name] = lpips(images, originals, network, protocol.batch, distance.rescaled)
             continue
         with _clock(request, "scikit-image"):
             values[name] = psnr(pairs, protocol.psnr) if name == "psnr" else ssim(pairs, protocol.ssim)

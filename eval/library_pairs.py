@@ -98,8 +98,13 @@ def _seen(image: np.ndarray, protocol: Window) -> np.ndarray:
 
 
 @torch.no_grad()
-def lpips(images: np.ndarray, originals: np.ndarray, network: nn.Module, batch: int) -> tuple[float, int]:
+def lpips(
+    images: np.ndarray, originals: np.ndarray, network: nn.Module, batch: int, rescaled: bool = False
+) -> tuple[float, int]:
     """Mean LPIPS over images (n, H, W, 3) uint8; the network sees them in [-1, 1], in eval mode (it has dropout).
+
+    Args:
+        rescaled: they are given as if they were in [0, 1], by lpips' own ``normalize``.
 
     Raises:
         SpecError: the images are too small for the network.
@@ -110,5 +115,5 @@ def lpips(images: np.ndarray, originals: np.ndarray, network: nn.Module, batch: 
     total = 0.0
     for start in range(0, len(images), batch):
         pair = (to_float(np.array(x[start : start + batch])).to(where) for x in (originals, images))
-        total += float(network(*pair).double().sum())  # (B, 1, 1, 1)
+        total += float(network(*pair, normalize=rescaled).double().sum())  # (B, 1, 1, 1)
     return total / len(images), len(images)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from vqbench.artifacts import check_writable
 from vqbench.errors import SpecError
 from vqbench.eval.base import Layer
 from vqbench.eval.feature_set import FeatureSet
@@ -20,7 +22,7 @@ from vqbench.eval.passes import collect
 from vqbench.eval.protocols import Protocol, load_protocol
 from vqbench.eval.reference import chosen, meta, reference_layers, reference_set
 from vqbench.eval.request import Images, Request
-from vqbench.eval.scoring import scoring_device
+from vqbench.eval.scoring import device_of, scoring_device
 from vqbench.eval.sources import Source
 from vqbench.eval.statistics_file import save_statistics
 
@@ -35,6 +37,7 @@ def statistics(
     resolution: int | None = None,
     value_range: tuple[float, float] | None = None,
     images: bool = False,
+    device: str | torch.device | None = None,
 ) -> dict[str, Any]:
     """Extract the features of a reference once and write ``out`` (npz: mu, sigma, n, mu_s, sigma_s, features ...).
 
@@ -47,6 +50,7 @@ def statistics(
 
     Raises:
         SpecError: `out` is no name of an npz, or the resolution no side.
+        ArtifactError: `out` cannot be written.
 
     Returns:
         the file's ``meta``: protocol, digests of judge, weights and images.
@@ -55,8 +59,9 @@ def statistics(
         raise SpecError(f"--resolution {resolution}: a side in pixels, 1 or more")
     out = _writable(out)
     found = with_judge(load_protocol(protocol), judge) if judge else load_protocol(protocol)
-    device = scoring_device()
-    request = Request(found, [], True, False, device, Judges(found, device, weights), value_range)
+    where = scoring_device()  # and TF32 off, whichever device is taken
+    where = device_of(device) if device else where
+    request = Request(found, [], True, False, where, Judges(found, where, weights), value_range)
     crop = (resolution, resolution) if resolution else None
     source = request.open(reference, crop=crop)
     layers = reference_layers(found) | frozenset[Layer]({"logits"} if found.judge.logits else ())
@@ -68,6 +73,8 @@ def statistics(
         "crop": crop,
         "classes": source.class_sizes(),
         "converted": dict(sorted(source.converted.items())),
+        "formats": dict(sorted(source.formats.items())),
+        "copies": source.copies(),
         "sizes": [[*size, count] for size, count in sorted(source.sizes.items())],
     }
     header |= _own_score(found, logits)
@@ -79,12 +86,9 @@ def statistics(
 def _writable(out: Path) -> Path:
     """The path of an npz in a folder that is there: whoever reads it goes by its suffix."""
     out = Path(out).expanduser()
-    if out.suffix != ".npz" or out.is_dir():
+    if out.suffix != ".npz":
         raise SpecError(f"--out {out}: statistics are one file that ends in .npz, e.g. {out.with_suffix('.npz').name}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpecError(f"--out {out}: its folder cannot be made ({error.strerror}); give another") from None
+    check_writable(out)
     return out
 
 

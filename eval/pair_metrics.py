@@ -11,7 +11,7 @@ from vqbench.errors import SpecError, nearest
 from vqbench.eval.base import Metric
 from vqbench.eval.ms_ssim import MsSsim
 from vqbench.eval.perceptual import Lpips
-from vqbench.eval.protocols import PAIRED, Protocol
+from vqbench.eval.protocols import ALEX, PAIRED, Distance, Protocol
 from vqbench.eval.psnr import Psnr
 from vqbench.eval.ssim import Ssim
 
@@ -19,21 +19,23 @@ __all__ = ["PAIRED", "pair_metrics"]
 
 
 def pair_metrics(
-    names: Iterable[str], protocol: Protocol, lpips: Callable[[], nn.Module], device: torch.device
+    names: Iterable[str], protocol: Protocol, lpips: Callable[[Distance], nn.Module], device: torch.device
 ) -> list[Metric]:
     """Those metrics, in the order of `names`.
 
     Args:
-        lpips: opens the network of LPIPS; called only where it is asked for.
+        lpips: opens a network of LPIPS; called only where it is asked for.
+        device: where SSIM, MS-SSIM and LPIPS are computed.
 
     Raises:
         SpecError: unknown name.
     """
     build: dict[str, Callable[[], Metric]] = {
         "psnr": lambda: Psnr(protocol.psnr),
-        "ssim": lambda: Ssim(protocol.ssim),
-        "ms_ssim": lambda: MsSsim(protocol.ssim),
-        "lpips": lambda: Lpips(lpips(), device),
+        "ssim": lambda: Ssim(protocol.ssim, device),
+        "ms_ssim": lambda: MsSsim(protocol.ssim, device),
+        "lpips": lambda: Lpips(lpips(protocol.lpips), device, protocol.lpips.rescaled),
+        "lpips_alex": lambda: Lpips(lpips(ALEX), device, name="lpips_alex"),
     }
     for name in (names := list(names)):
         if name not in build:

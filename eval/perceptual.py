@@ -31,19 +31,28 @@ class Lpips(PairMean):
 
     Args:
         network: an ``lpips.LPIPS`` of version 0.1, put in eval mode here: its linear layers drop out under ``train()``.
+        rescaled: as :class:`vqbench.eval.protocols.Distance` has it.
+        name: of the metric.
     """
 
     unit = ""
     higher_is_better = False
     name = "lpips"
 
-    def __init__(self, network: nn.Module, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, network: nn.Module, device: str | torch.device = "cpu", rescaled: bool = False, name: str = "lpips"
+    ) -> None:
         found = cast(Any, network.eval().to(torch.device(device)).to(memory_format=torch.channels_last))
-        super().__init__({"network": type(found.net).__name__, "weighted": found.lpips})
+        super().__init__({"network": type(found.net).__name__, "weighted": found.lpips, "rescaled": rescaled})
+        self.name = name
         self.device, self.network = torch.device(device), found.net
         self.smallest = smallest_side(found.net)
-        scaling = found.scaling_layer  # (level / 127.5 - 1 - shift) / scale = level * gain + bias
-        self.gain, self.bias = 1 / (127.5 * scaling.scale), -(1 + scaling.shift) / scaling.scale  # (1, 3, 1, 1)
+        factor, offset = (2, 3) if rescaled else (1, 1)
+        scaling = found.scaling_layer  # (level / 127.5 * factor - offset - shift) / scale = level * gain + bias
+        self.gain, self.bias = (
+            factor / (127.5 * scaling.scale),
+            -(offset + scaling.shift) / scaling.scale,
+        )  # (1, 3, 1, 1)
         lines = found.lins if found.lpips else ()  # none: the unweighted distance
         self.weights = [line.model[-1].weight.detach().flatten() for line in lines]  # (c,) a layer
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vqbench import __version__
+from vqbench.artifacts import sha256_file
 from vqbench.eval.scoring import entries
 from vqbench.specs import digest_of
 
@@ -55,7 +57,9 @@ def _described(source: Any) -> dict[str, Any] | None:
     if source is None:
         return None
     if hasattr(source, "meta"):
-        return {"kind": "statistics", "n": source.count or None, "meta": source.meta}
+        path = Path(source.name)
+        named = {} if source.meta else {"sha256": sha256_file(path)}  # ADM's say nothing of themselves
+        return {"kind": "statistics", "name": path.name, "n": source.count or None, "meta": source.meta, **named}
     return {
         "kind": "images", "name": source.name, "n": len(source), "digest": source.digest(),
         "formats": dict(source.formats), "converted": dict(source.converted),

@@ -76,13 +76,28 @@ def make_request(
             raise SpecError(f"unknown metric '{name}'; {nearest(name, known)}")
         if name in PAIRED and not pairs:
             raise SpecError(f"'{name}' compares pairs; say --pairs and give the originals as --reference")
+        if pairs and (why := needs_files(name, found)):
+            raise SpecError(why)
     names = list(dict.fromkeys(metrics)) if metrics else _default_names(found, pairs, referenced)
     return Request(found, names, bool(metrics), pairs, where, Judges(found, where, weights), value_range)
 
 
+def needs_files(name: str, protocol: Protocol) -> str:
+    """Why a metric of sets is none of pairs under a protocol whose reference is files as they are; "" where it is one."""
+    if not protocol.sets.uncropped or name not in BUILD or name == "is":
+        return ""
+    return (
+        f"'{name}' of protocol '{protocol.name}' is against {protocol.sets.reference}, the originals of pairs are cropped; "
+        f"leave --pairs out, give --metrics {name} and those files as --reference"
+    )
+
+
 def _default_names(protocol: Protocol, pairs: bool, referenced: bool) -> list[str]:
     if pairs:  # reconstructions: FID goes by its name there, IS and P/R are for generated sets
-        return ["rfid", *(name for name in protocol.metrics if name in PAIRED)]
+        return [
+            *([] if needs_files("rfid", protocol) else ["rfid"]),
+            *(name for name in protocol.metrics if name in PAIRED),
+        ]
     if not referenced:
         return [name for name in protocol.metrics if name == "is"]
     return [name for name in protocol.metrics if name not in PAIRED]

@@ -5,6 +5,7 @@ Letters: n images, R images whose features are kept, d feature length.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,6 +105,20 @@ class Reference(FeatureSet):
     def layers(self) -> tuple[Layer, ...]:
         """Layers of which there are moments."""
         return tuple(sorted(self._gaussians))
+
+    @property
+    def converted(self) -> Counter[str]:
+        """Rule -> on how many of its images, as far as the file says."""
+        return Counter(self.meta.get("converted") or {})
+
+    @property
+    def formats(self) -> Counter[str]:
+        """File format -> how many of its images, as far as the file says."""
+        return Counter(self.meta.get("formats") or {})
+
+    def copies(self) -> int:
+        """How many of its images are pixel for pixel an earlier one, as far as the file says."""
+        return int(self.meta.get("copies") or 0)
 
     def image_sizes(self) -> set[tuple[int, int]]:
         """All (H, W) of its images, as far as the file says; of ADM's those of the images that it holds."""

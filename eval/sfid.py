@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
+
 from vqbench.eval.base import Layer
 from vqbench.eval.fid import Fid
 
@@ -18,5 +20,5 @@ class Sfid(Fid):
     moments: ClassVar[frozenset[Layer]] = frozenset({"spatial"})
     layer: ClassVar[Layer] = "spatial"
 
-    def __init__(self) -> None:
-        super().__init__("sfid")
+    def __init__(self, device: torch.device | None = None) -> None:
+        super().__init__("sfid", device)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from vqbench.errors import DataError
+from vqbench.eval.archive import UNREADABLE
 from vqbench.eval.base import shape
 from vqbench.eval.protocols import ImageRules
 from vqbench.eval.source_base import Rules, Source
@@ -79,7 +80,7 @@ def _mapped(path: Path) -> np.ndarray:
     try:
         found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return found
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read ({error}); write it again with numpy.save") from None
 
 

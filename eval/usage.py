@@ -102,7 +102,9 @@ class Usage(Metric):
         _, scales, slots, codes = self.counts.shape
         scale = self.scale_of if len(self.scale_of) else np.zeros(ids.shape[1], np.int64)
         place = (groups[:, None, None] * scales + scale[None, :, None]) * slots + np.arange(slots)  # (B, N, Q)
-        np.add.at(self.counts.reshape(-1), (place * codes + ids).reshape(-1), 1)
+        np.add.at(
+            self.counts.reshape(-1), (place * codes + ids.astype(np.int64)).reshape(-1), 1
+        )  # uint64 would be a float
 
     def _check(self, ids: np.ndarray) -> None:
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_codes:

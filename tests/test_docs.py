@@ -28,7 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with the folders of images that docs/evaluation.md speaks of, and random Inception weights."""
     clone = copy_clone(tmp_path_factory.mktemp("docs") / "clone")
     rng = np.random.default_rng(0)
-    for folder, size in (("samples", 64), ("val", 72), ("originals", 64), ("reconstructions", 64)):
+    for folder, size in (("samples", 64), ("train", 72), ("originals", 64), ("reconstructions", 64)):
         (clone / folder).mkdir()
         for i in range(12):
             image = rng.integers(0, 256, (size, size, 3)).astype(np.uint8)

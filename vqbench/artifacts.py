@@ -47,6 +47,22 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         Path(name).unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Find out before the work whether its result can be written; makes the folder.
+
+    Raises:
+        ArtifactError: the path is a folder, or lies in one that cannot be made or written.
+    """
+    if path.is_dir():
+        raise ArtifactError(f"cannot write {path}: it is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
 def _unwritable(path: Path, error: OSError) -> ArtifactError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ArtifactError(f"disk full while writing {path}; nothing finished was lost: free space and run again")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vqbench.artifacts import write_json, write_text
+from vqbench.artifacts import check_writable, write_json, write_text
 from vqbench.errors import SpecError
 
 AddVerb = Callable[..., argparse.ArgumentParser]
@@ -53,8 +53,8 @@ def add(verbs: Any, verb: AddVerb) -> None:
     bridge.add_argument("--protocols", help="names between commas (default: all but demo)")
     for parser in (scoring, stats, bridge):
         parser.add_argument("--value-range", choices=list(RANGES), help="of float arrays (write --value-range=-1,1)")
-    for parser in (scoring, bridge):
         parser.add_argument("--device", help="cpu, cuda ... (default: the GPU where there is one)")
+    for parser in (scoring, bridge):
         parser.add_argument("--pairs", action="store_true", help="B holds the originals of A, by file name or order")
         parser.add_argument("--metrics", help="names between commas (default: the protocol's)")
     for parser in (scoring, stats, bridge):
@@ -66,11 +66,12 @@ def add(verbs: Any, verb: AddVerb) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from vqbench.eval.evaluate import evaluate
 
+    check_writable(args.out)  # before an hour of scoring
     report = evaluate(
         args.generated, args.reference, protocol=args.protocol, metrics=_names(args.metrics), pairs=args.pairs,
         judge=args.judge, weights=_weights(args.weights), engine=args.engine, num_codes=args.num_codes,
         ids=_ids(args.ids) if args.ids else None,
-        captions=_there(args.captions).read_text(encoding="utf-8").splitlines() if args.captions else None,
+        captions=_captions(args.captions) if args.captions else None,
         scales=_scales(args.scales), device=args.device, value_range=RANGES.get(args.value_range),
     )  # fmt: skip
     write_json(args.out, report)
@@ -100,7 +101,7 @@ def _statistics(args: argparse.Namespace) -> None:
 
     header = statistics(
         args.reference, args.out, protocol=args.protocol, judge=args.judge, weights=_weights(args.weights),
-        resolution=args.resolution, value_range=RANGES.get(args.value_range), images=args.images,
+        resolution=args.resolution, value_range=RANGES.get(args.value_range), images=args.images, device=args.device,
     )  # fmt: skip
     print(json.dumps(header))
 
@@ -112,6 +113,7 @@ def _bridge(args: argparse.Namespace) -> None:
         raise SpecError(
             f"--out {args.out}: name the CSV, e.g. {args.out.with_suffix('.csv')}; its .md is written beside it"
         )
+    check_writable(args.out)
     table = bridge(
         args.generated, args.reference, protocols=_names(args.protocols), metrics=_names(args.metrics),
         pairs=args.pairs, judge=args.judge, weights=_weights(args.weights), device=args.device,
@@ -149,12 +151,21 @@ def _weights(given: list[str]) -> dict[str, Path]:
     return found
 
 
+def _captions(path: Path) -> list[str]:
+    try:
+        return _there(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path} is no UTF-8 text ({error}); save the captions as UTF-8, one a line") from None
+
+
 def _ids(path: Path) -> Any:
     import numpy as np
 
+    from vqbench.eval.archive import UNREADABLE
+
     try:
         return np.load(_there(path), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise SpecError(f"{path} is no .npy file of ids ({error}); save them with numpy.save") from None
 
 

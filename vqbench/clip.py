@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from open_clip.factory import load_state_dict
 from torch import Tensor
 
 from vqbench.errors import MissingWeights, SpecError, nearest
-from vqbench.weights import fetch_again
+from vqbench.weights import UNREADABLE, fetch_again
 
 SCRIPTED = ("input_resolution", "context_length", "vocab_size")  # what OpenAI's files hold beside weights
 
@@ -33,7 +32,7 @@ def open_clip_network(weights: Path, architecture: str, kind: str) -> Any:
     network = open_clip.create_model(architecture, pretrained=None, load_weights=False)
     try:
         network.load_state_dict({k: v.float() for k, v in _read(weights).items()})
-    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = str(error).partition("\n")[0]
         raise MissingWeights(
             f"{weights} does not hold the weights of {architecture} ({reason}); {fetch_again(kind)}"

@@ -7,7 +7,6 @@ torch-fidelity code runs over it.
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections import namedtuple
 from itertools import pairwise
@@ -24,7 +23,7 @@ from vqbench.errors import MissingWeights
 from vqbench.specs import PretrainedSpec
 from vqbench.top_one import count_right
 from vqbench.training import Batch, Player, Task, Terms, Trainer, finish
-from vqbench.weights import check_weights, fetch_again, locate
+from vqbench.weights import UNREADABLE, check_weights, fetch_again, locate
 
 if TYPE_CHECKING:
     from vqbench.jobs import Finished, Job
@@ -178,7 +177,7 @@ def open_lpips(kind: str, path: Path, device: str | torch.device = "cpu") -> nn.
     network = _lpips(_TRUNKS[kind])
     try:
         _load_trunk(network.net, torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
         raise MissingWeights(
             f"{path} does not hold torchvision's weights of '{kind}' ({reason}); {fetch_again(kind)}"

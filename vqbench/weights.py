@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import http.client
 import os
+import pickle
+import struct
 import tempfile
 import urllib.error
 import urllib.request
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 from vqbench.artifacts import sha256_file
 from vqbench.clone import WORKFLOW, read_yaml
@@ -23,6 +27,11 @@ from vqbench.specs import PretrainedSpec, parse
 if TYPE_CHECKING:
     from vqbench.papers import Bench
 
+# What torch, pickle and safetensors raise over a file that is no weights: its bytes are read as instructions.
+UNREADABLE = (
+    OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
+    MemoryError, struct.error, pickle.PickleError, SafetensorError,
+)  # fmt: skip
 LARGEST = 2 << 30  # bytes; a download that says it is larger, or grows beyond, is refused
 
 
@@ -48,9 +57,16 @@ def fetch_again(kind: str) -> str:
     if spec is None:
         return "give another file"
     return (
-        f"fetch it again: {spec.url} to {hub_folder() / str(spec.filename)} (vqbench fetch-weights does), its SHA-256 "
+        f"fetch it again: {spec.url} to {hub_folder() / str(spec.filename)} ({_command(spec)} does), its SHA-256 "
         f"{_known_digest(spec)}"
     )
+
+
+def _command(spec: PretrainedSpec) -> str:
+    """What fetches a network: the verb takes the name of its entry, not the kind."""
+    entries = read_yaml(WORKFLOW / "pretrained.yaml")
+    name = next((name for name, data in entries.items() if data.get("filename") == spec.filename), "NAME")
+    return f"vqbench fetch-weights {name}"
 
 
 def locate(spec: PretrainedSpec) -> Path:
@@ -63,8 +79,8 @@ def locate(spec: PretrainedSpec) -> Path:
     if not path.is_file():
         raise MissingWeights(
             f"weights '{spec.filename}' are not in {path.parent}: fetch {spec.url} there "
-            f"(vqbench fetch-weights does), its SHA-256 {_known_digest(spec)}; without them the demo scale runs, on "
-            "networks that it trains itself (--scale demo)"
+            f"({_command(spec)} does), its SHA-256 {_known_digest(spec)}; without them the demo scale runs "
+            "(--scale demo), and `vqbench evaluate --protocol demo`, on networks that it trains itself (make demo)"
         )
     return path
 

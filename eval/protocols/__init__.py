@@ -16,7 +16,7 @@ from vqbench.errors import SpecError, nearest
 from vqbench.specs import Spec, parse
 
 FOLDER = Path(__file__).resolve().parent
-PAIRED = ("psnr", "ssim", "ms_ssim", "lpips")
+PAIRED = ("psnr", "ssim", "ms_ssim", "lpips", "lpips_alex")
 JUDGED = frozenset({"fid", "rfid", "sfid", "kid", "is", "precision", "recall", "density", "coverage", "fid_infinity"})
 
 Resampler = Literal[
@@ -36,6 +36,9 @@ class Sets(Spec):
     count: int | None = Field(gt=0, description="generated images, or reconstructions; null: its source fixes none")
     reference: str = Field(description="what generated images are compared with")
     reconstruction: str | None = Field(default=None, description="what reconstructions are; null: the same")
+    uncropped: bool = Field(
+        default=False, description="the reference is files as they are: the originals of pairs, cropped, are not it"
+    )
 
 
 class ImageRules(Spec):
@@ -109,6 +112,9 @@ class Neighbours(Spec):
     neighborhood: int = Field(gt=0)
     comparison: Literal["<=", "<"] = Field(description="a point on a ball's surface is inside, or is not")
     reference_count: int | None = Field(gt=1, description="reference images, drawn by seed; null: all")
+    equal_counts: bool = Field(
+        default=False, description="as many images of both sets, the smaller number, drawn by seed"
+    )
     seed: int
 
 
@@ -167,6 +173,12 @@ class Distance(Spec):
 
     network: Literal["lpips-vgg16", "lpips-alexnet", "photo-classifier"]
     suffix: str = Field(description="of its name, where it is not adm's")
+    rescaled: bool = Field(
+        default=False, description="images in [-1, 1] are taken for ones in [0, 1]: the network sees them in [-3, 1]"
+    )
+
+
+ALEX = Distance(network="lpips-alexnet", suffix="")  # metric lpips_alex, whatever the protocol's own LPIPS is
 
 
 class ProbeRecipe(Spec):
@@ -269,7 +281,7 @@ def metric_name(base: str, protocol: Protocol | Mapping[str, Any]) -> str:
     """
     if base in JUDGED:
         return base + _suffix(protocol)
-    if base in PAIRED:
+    if base in PAIRED and base != "lpips_alex":
         return base + _suffix(protocol, "ssim" if base == "ms_ssim" else base)
     return base
 

@@ -41,6 +41,14 @@ def test_the_bridge_goes_on_without_the_protocols_whose_weights_are_missing(
     assert table[table["protocol"] == "demo"]["value"].notna().all()
 
 
+def test_pairs_cost_a_protocol_of_uncropped_files_its_fid_alone(real: np.ndarray, weights: dict[str, Any]) -> None:
+    table = bridge(noisy(real), real, protocols=["demo", "vqgan-lc-code"], metrics=["rfid", "psnr"], pairs=True,
+                   weights=weights)  # fmt: skip
+    found = table.set_index(["metric", "protocol"])
+    assert "leave --pairs out" in found.loc[("rfid", "vqgan-lc-code"), "note"]
+    assert found["value"].notna().sum() == 3
+
+
 def test_the_bridge_leaves_out_only_what_a_protocol_does_not_define(
     real: np.ndarray, other: np.ndarray, weights: dict[str, Any]
 ) -> None:

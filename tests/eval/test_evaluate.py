@@ -19,7 +19,7 @@ from vqbench.eval.evaluate import evaluate, score
 from vqbench.eval.evaluator import Evaluator
 from vqbench.eval.extras import Extras
 from vqbench.eval.make_statistics import statistics
-from vqbench.eval.protocols import Distance, Protocol, load_protocol
+from vqbench.eval.protocols import FOLDER, Distance, Protocol, load_protocol
 from vqbench.eval.psnr import Psnr
 from vqbench.eval.request import make_request
 from vqbench.eval.set_metrics import BUILD, set_metrics
@@ -77,6 +77,20 @@ def test_pairs_score_reconstructions_and_their_features_in_one_pass(
     assert same["psnr"]["value"] is None and same["psnr"]["n"] == 0
     assert found["psnr"]["value"] > 25 and found["psnr"]["low"] < found["psnr"]["value"] < found["psnr"]["high"]
     assert found[f"rfid{SUFFIX}"]["value"] > 0
+
+
+def test_pairs_are_no_reference_of_files_as_they_are(
+    real: np.ndarray, protocol: Protocol, weights: dict[str, Any]
+) -> None:
+    """As in vqgan-lc-code, whose FID is against uncropped files: not another number under its name."""
+    files = protocol.model_copy(update={"sets": protocol.sets.model_copy(update={"uncropped": True})})
+    found = evaluate(noisy(real), real, protocol=files, weights=weights, pairs=True)["metrics"]
+    assert set(found) == {"psnr", "ssim", f"lpips{SUFFIX}"}
+    with pytest.raises(SpecError, match=r"'rfid' of protocol 'demo' is against all training images.*leave --pairs out"):
+        evaluate(noisy(real), real, protocol=files, weights=weights, pairs=True, metrics=["rfid"])
+    found = evaluate(noisy(real), real, protocol=files, weights=weights, metrics=["rfid"])["metrics"]
+    assert set(found) == {f"rfid{SUFFIX}"}
+    assert [p for p in FOLDER.glob("*.yaml") if load_protocol(p.stem).sets.uncropped] == [FOLDER / "vqgan-lc-code.yaml"]
 
 
 def test_every_set_metric_can_be_asked_for_by_name(
@@ -232,9 +246,9 @@ def test_without_weights_it_says_what_to_fetch(
 def test_weights_that_are_not_the_published_ones_are_said_and_all_have_a_digest(
     real: np.ndarray, alexnet_file: Path, weights: dict[str, Any]
 ) -> None:
-    protocol = load_protocol("demo").model_copy(update={"lpips": Distance(network="lpips-alexnet", suffix="[alexnet]")})
-    report = evaluate(noisy(real), real, protocol=protocol, metrics=["lpips", "rfid"], pairs=True,
+    report = evaluate(noisy(real), real, protocol="demo", metrics=["lpips_alex", "rfid"], pairs=True,
                       weights={"lpips-alexnet": alexnet_file, **weights})  # fmt: skip
+    assert set(report["metrics"]) == {"lpips_alex", f"rfid{SUFFIX}"} and report["metrics"]["lpips_alex"]["value"] > 0
     assert any("published weights of 'lpips-alexnet' start with 7be5be79" in w for w in report["warnings"])
     assert set(report["weights"]) == {"lpips-alexnet", "lpips-alexnet linear", "photo-classifier"}
     assert all(len(digest) == 64 for digest in report["weights"].values())
@@ -289,7 +303,7 @@ def test_statistics_are_refused_before_anything_is_read(
         with pytest.raises(SpecError, match=r"one file that ends in \.npz, e\.g\. x\.npz"):
             statistics(tmp_path / "none", tmp_path / name)
     (tmp_path / "file").touch()
-    with pytest.raises(SpecError, match="its folder cannot be made"):
+    with pytest.raises(ArtifactError, match="cannot write"):
         statistics(tmp_path / "none", tmp_path / "file" / "x.npz")
     statistics(real, tmp_path / "a" / "b" / "x.npz", protocol="demo", weights=weights, images=True)
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["x.npz"]

@@ -15,6 +15,7 @@ from vqbench.errors import ArtifactError, SpecError
 from vqbench.eval.feature_set import Gaussian
 from vqbench.eval.guards import ENOUGH, Guards
 from vqbench.eval.protocols import Protocol, Splits, load_protocol
+from vqbench.eval.saved_reference import Kept
 from vqbench.eval.seen import Seen
 from vqbench.eval.sources import Source, open_source
 from vqbench.eval.statistics_file import Reference, open_statistics
@@ -293,3 +294,26 @@ def test_another_count_than_the_protocols_is_named() -> None:
     assert "10,001 generated" in warning and "are of 50,000" in warning
     free = watch(source, saved(50_000, source="x"), ("fid",), UNCROPPED)
     assert not any("published" in w for w in free)
+
+
+def test_saved_statistics_say_what_their_images_were(tmp_path: Path) -> None:
+    copied = np.concatenate([some(17, 1), some(17, 1)[5:8]])  # of PNGs
+    folder = write(write(tmp_path / "mixed", copied[:5], ".jpg"), copied[5:], start=5)
+    source = opened(folder)
+    for _ in source.batches(50):
+        pass
+    facts = {"formats": dict(source.formats), "copies": source.copies(), "converted": dict(source.converted)}
+    found = watch(opened(some()), saved(20, **facts), ("psnr",))
+    assert found == watch(opened(some()), opened(folder), ("psnr",))
+    copies, formats, lossy = found
+    assert copies.startswith(f"{source.copies()} of 20 reference images are copies")
+    assert formats.startswith("reference images are of mixed formats (5 jpeg, 15 png)")
+    assert lossy.startswith("5 of 20 reference images are JPEG files")
+
+
+def test_kid_against_a_part_of_the_reference_is_said() -> None:
+    kept = {"pooled": Kept(np.arange(30), np.zeros((30, 2), np.float32))}
+    other = Reference("ref.npz", 50, {"pooled": GAUSSIAN}, kept, {"source": "x"})
+    (found,) = watch(opened(some()), other, ("kid",))
+    assert found == "kid draws from the 30 of 50 reference images whose features ref.npz keeps"
+    assert watch(opened(some()), Reference("ref.npz", 30, {"pooled": GAUSSIAN}, kept, {"source": "x"}), ("kid",)) == []

@@ -15,6 +15,7 @@ from scipy.special import softmax
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from vqbench.errors import ArtifactError, SpecError
+from vqbench.eval import inception_score
 from vqbench.eval.base import Estimate
 from vqbench.eval.inception_score import InceptionScore
 from vqbench.eval.intervals import groups_of, jackknife, student
@@ -57,6 +58,13 @@ def test_it_lies_between_1_and_the_number_of_classes() -> None:
     same = np.tile(logits(0, 1, 7), (40, 1))
     assert score(same, protocol()).value == pytest.approx(1, abs=1e-12)
     assert score(np.zeros((40, 7), np.float32), protocol()).value == pytest.approx(1, abs=1e-12)
+
+
+def test_blocks_of_any_size_add_up_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = logits(3, 101, 7)
+    whole = score(rows, protocol())
+    monkeypatch.setattr(inception_score, "ROWS", 7)
+    assert score(rows, protocol()) == pytest.approx(whole, rel=1e-12)
 
 
 def test_sorted_samples_need_the_shuffle() -> None:

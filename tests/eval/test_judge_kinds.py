@@ -198,10 +198,12 @@ def test_every_judge_takes_its_place_in_every_protocol(name: str, kind: str) -> 
     assert judge.network == kind and (network.size is None or judge.size == network.size)
     listed = [metric for metric in protocol.metrics if metric in BUILD]
     assert "fid" in listed and len(set_metrics(listed, protocol)) >= 1
-    if kind == before.judge.network:
-        assert protocol == before
-        return
     own = protocol.precision_recall
+    if kind == before.judge.network:
+        assert judge == before.judge and (own is None or own.judge is None)
+        if before.precision_recall is None or before.precision_recall.judge is None:
+            assert protocol == before
+            return
     assert (own is None) == (before.precision_recall is None) and (own is None or own.judge is None)
     assert set(before.metrics) - set(protocol.metrics) <= {"is", "sfid"}
     assert all(metric_name(metric, protocol) != metric_name(metric, before) for metric in JUDGED)

@@ -122,6 +122,17 @@ def test_scikit_image_and_lpips_find_the_engines_pair_metrics(
     assert {"torch-fidelity", "scikit-image", "lpips"} <= set(wanted.seconds)
 
 
+def test_lpips_finds_the_engines_distance_of_images_scaled_twice(
+    real: np.ndarray, protocol: Protocol, weights: dict[str, Any]
+) -> None:
+    twice = protocol.model_copy(update={"lpips": protocol.lpips.model_copy(update={"rescaled": True})})
+    changed = noisy(real)
+    once, found = (request(rules, ["lpips"], weights, pairs=True) for rules in (protocol, twice))
+    theirs = libraries(found, changed, real)["lpips"].value
+    assert theirs == pytest.approx(engine(found, changed, real)["lpips"].value, rel=1e-5)
+    assert abs(theirs / libraries(once, changed, real)["lpips"].value - 1) > 0.005
+
+
 def test_pooled_psnr_is_that_of_the_mean_error(real: np.ndarray, protocol: Protocol) -> None:
     pooled = protocol.model_copy(update={"psnr": protocol.psnr.model_copy(update={"pooling": "mse"})})
     changed = np.concatenate([noisy(real[:20], 3), noisy(real[20:], 40)])

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vqbench.errors import ArtifactError, MissingWeights
+from vqbench.errors import ArtifactError, MissingWeights, SpecError
 from vqbench.eval.perceptual import Lpips, classifier_lpips, open_lpips, smallest_side
 
 from .pair_sets import LPIPS_WARNINGS, batch, pairs, tensors, value
@@ -45,6 +45,20 @@ def test_lpips_over_alexnet_is_the_librarys(alexnet: nn.Module) -> None:
     assert metric.values(b, a) == pytest.approx(expected, rel=1e-6, abs=1e-8)
     assert value(metric, a, b) == pytest.approx(expected.mean(), rel=1e-6)
     assert (expected > 1e-4).all()
+
+
+def test_rescaled_images_are_those_of_the_librarys_normalize(alexnet: nn.Module) -> None:
+    """VQGAN-LC's script gives images in [-1, 1] to pyiqa's LPIPS, which takes them for [0, 1] (its ``normalize``)."""
+    a, b = pairs(4, 64, 71)
+    floats = [torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1 for x in (a, b)]
+    with torch.no_grad():
+        expected = copy.deepcopy(alexnet).eval()(*floats, normalize=True).double().flatten().numpy()
+    found = Lpips(copy.deepcopy(alexnet), rescaled=True)
+    assert found.values(b, a) == pytest.approx(expected, rel=1e-6, abs=1e-8)
+    plain = Lpips(copy.deepcopy(alexnet))
+    assert (np.abs(plain.values(b, a) / expected - 1) > 0.05).all()
+    with pytest.raises(SpecError, match="rescaled False and True"):
+        plain.merge(found)
 
 
 def test_lpips_over_vgg16_is_the_librarys() -> None:

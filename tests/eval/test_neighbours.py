@@ -14,6 +14,7 @@ from vqbench.errors import ArtifactError, SpecError
 from vqbench.eval import distances, neighbours
 from vqbench.eval.density_coverage import DensityCoverage
 from vqbench.eval.distances import Blocks
+from vqbench.eval.feature_set import draw as chosen
 from vqbench.eval.intervals import wilson
 from vqbench.eval.neighbours import Counts, Distinct, ball_counts
 from vqbench.eval.precision_recall import PrecisionRecall
@@ -188,6 +189,20 @@ def test_balls_are_counted_once_for_all_four(monkeypatch: pytest.MonkeyPatch) ->
     DensityCoverage(NEAR.model_copy(update={"comparison": "<"})).compute(a, b)
     PrecisionRecall(NEAR).compute(a, pooled(draw(3, 40, 4)))
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize(("n", "m"), [(30, 90), (90, 30), (40, 40)])
+def test_equal_counts_compare_as_many_of_each(n: int, m: int) -> None:
+    """As dgm-eval does: the larger set is drawn from, and the count that goes with a number is that of those drawn."""
+    near, a, b = NEAR.model_copy(update={"equal_counts": True}), draw(1, n, 5), draw(2, m, 5, 0.3)
+    size = min(n, m)
+    some_a, some_b = (x[chosen(len(x), size, 0, "equal-counts")] if len(x) > size else x for x in (a, b))
+    expected = brute(some_a, some_b, 3, True)
+    found = PrecisionRecall(near).compute(pooled(a), pooled(b)) | DensityCoverage(near).compute(pooled(a), pooled(b))
+    assert found["precision"].value == expected.precise / size and found["recall"].value == expected.recalled / size
+    assert found["density"].value == expected.inside / (3 * size) and found["coverage"].value == expected.covered / size
+    assert {e.n for e in found.values()} == {size}
+    assert (PrecisionRecall(NEAR).compute(pooled(a), pooled(b))["recall"] == found["recall"]) == (n == m)
 
 
 def test_products_are_of_full_precision() -> None:
