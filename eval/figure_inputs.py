@@ -29,13 +29,15 @@ ABOUT = {
     "downstream": "Tokenizers on every task that learns from their tokens: lower is better for FID, higher for top-1. "
     "At paper scale a diamond is what the paper prints; a question mark, where its reading is uncertain.",
     "reconstructions": "Validation images, spread over the split, and what each tokenizer makes of them, with PSNR.",
-    "samples": "The first samples of each set, a row a class; of an unconditional set in their order.",
+    "samples": "The first samples of each set, a row a class, the paper's where this scale has them; of an unconditional set in "
+    "their order.",
     "codebook": "Code vectors as maps, spread over the codebook.",
     "losses": "Every term of the training logs; running means over the pale raw values.",
     "usage-over-epochs": "Share of the codebook that the training ids of each epoch hit at least once.",
     "code-frequency": "Above, how often each code occurs in the training images once training is over, in falling order, over "
     "the frequency of an evenly used codebook; below, a pixel a code, the share of training epochs that hit it.",
-    "code-map": "t-SNE of the code vectors; active codes occur in the ids of the training images. The share is of all codes.",
+    "code-map": "t-SNE of the code vectors; active codes occur in the ids of the training images. The share is of all codes; at "
+    "paper scale what the paper prints stands beside it.",
     "nearest-replacement": "Each token replaced by the M-th nearest code to its own, which is the first: PSNR over validation "
     "images, and pictures. At a scale with smaller codebooks M is smaller too.",
 }

@@ -10,6 +10,7 @@ from vqbench.eval.figure_inputs import figure_runs
 from vqbench.eval.figure_style import new_figure
 from vqbench.eval.plots_images import spread
 from vqbench.eval.plots_usage import boxed, counts_of, training_usage
+from vqbench.eval.printed import printed_figure
 from vqbench.jobs import finished
 from vqbench.papers import Bench, Figure
 
@@ -24,13 +25,15 @@ COLUMNS = 3
 
 
 class Map(NamedTuple):
-    """One tokenizer: places (n, 2) of its codes, which of them are active (n,), the share of all K that are, and K."""
+    """One tokenizer: places (n, 2) of its codes, which of them are active (n,), the share of all K that are, K, and the
+    share that the paper's figure prints, with its sign."""
 
     run: str
     places: np.ndarray
     active: np.ndarray
     share: float
     codes: int
+    printed: str = ""
 
 
 def open_maps(bench: Bench, figure: Figure, base: Path) -> list[Map]:
@@ -42,12 +45,24 @@ def open_maps(bench: Bench, figure: Figure, base: Path) -> list[Map]:
     from vqbench.tokenizers.base import open_tokenizer
 
     found = []
+    series = {run: name for name, runs in figure.runs.items() for run in runs}
     for _, run in figure_runs(bench, figure):
         model = open_tokenizer(bench.tokenizers[run], finished(bench, ("tokenizer", run), base))
         book, active = model.quantizer.codebook().float().numpy(), counts_of(training_usage(bench, run, base)) > 0
         chosen = spread(len(book), MOST)
-        found.append(Map(run, embedded(book[chosen]), active[chosen], float(active.mean()), len(book)))
+        printed = printed_share(bench, figure, series[run], len(book))
+        found.append(Map(run, embedded(book[chosen]), active[chosen], float(active.mean()), len(book), printed))
     return found
+
+
+def printed_share(bench: Bench, figure: Figure, series: str, codes: int) -> str:
+    """What stands in the paper's panel of a model at that size, only at paper scale; "" where it has none."""
+    cells = printed_figure(figure).cells if bench.scale == "paper" else {}
+    for (row, column), cell in cells.items():
+        size = cell.value.replace(",", "")
+        if column == "Codebook Size" and row.startswith(f"{series}/") and size == str(codes):
+            return cells[row, "Utilization Rate"].value
+    return ""
 
 
 def embedded(vectors: np.ndarray) -> np.ndarray:
@@ -70,7 +85,8 @@ def plot_maps(maps: list[Map]) -> Any:
         for name, which in (("inactive", ~one.active), ("active", one.active)):
             axes.scatter(*one.places[which].T, s=3, lw=0, color=COLOURS[name], label=name, rasterized=True)
         shown = "" if len(one.places) == one.codes else f", {len(one.places)} shown"
-        axes.set(title=f"{one.run}\n{100 * one.share:.1f}% of {one.codes} active{shown}", xticks=[], yticks=[])
+        share = f"{100 * one.share:.1f}%{one.printed and f' (printed {one.printed})'} of {one.codes} active"
+        axes.set(title=f"{one.run}\n{share}{shown}", xticks=[], yticks=[])
         boxed(axes)
     for spare in panels[len(maps) :]:
         spare.remove()

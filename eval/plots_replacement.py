@@ -35,8 +35,9 @@ PLOT = 2.3  # inches
 
 
 class Replaced(NamedTuple):
-    """Originals uint8 (n, H, W, 3), and by tokenizer and M the PSNR in dB and the first pictures."""
+    """Originals uint8 (n, H, W, 3), and by tokenizer and M the PSNR in dB (on "rgb" or "y") and the first pictures."""
 
+    space: str
     ranks: list[int]
     originals: np.ndarray
     psnr: dict[str, list[float]]
@@ -61,7 +62,8 @@ def open_replaced(bench: Bench, figure: Figure, base: Path) -> Replaced:
         raise SpecError(f"{figure.paper}.yaml: figure '{figure.id}' mixes data sets: {', '.join(datasets)}; show one")
     images = open_images(bench.datasets[datasets[0]], "validation", finished(bench, ("dataset", datasets[0]), base))
     chosen = spread(len(images), IMAGES)
-    found = Replaced(ranks_of(bench, runs), np.concatenate([images.batch(i, 1) for i in chosen]), {}, {})
+    originals = np.concatenate([images.batch(i, 1) for i in chosen])
+    found = Replaced(read_protocol(bench.protocol).psnr.space, ranks_of(bench, runs), originals, {}, {})
     for run in runs:
         tokens = finished(bench, ("tokens", f"{run}/{datasets[0]}/validation"), base)
         ids = np.load(tokens.file("ids.npy"), mmap_mode="r")[chosen]
@@ -132,7 +134,8 @@ def plot_replaced(data: Replaced) -> Any:
     for i, (run, values) in enumerate(data.psnr.items()):
         axes.plot(range(len(values)), values, marker=MARKERS[i % len(MARKERS)], label=run, **look(i))
     axes.set(
-        ylabel=f"PSNR (dB), {len(data.originals)} images", xlabel="each token replaced by its M-th nearest code: M"
+        ylabel=f"PSNR on {data.space.upper()} (dB), {len(data.originals)} images",
+        xlabel="each token replaced by its M-th nearest code: M",
     )
     axes.set_xticks(range(len(data.ranks)), [str(rank) for rank in data.ranks])
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,25 +40,28 @@ def open_samples(bench: Bench, figure: Figure, base: Path) -> list[SampleSheet]:
     for run in runs:
         dataset = bench.datasets[bench.generators[bench.samples[run].generator].dataset]
         path = finished(bench, ("samples", run), base).file("samples.npz")
-        chosen = chosen_rows(read_array(path, "arr_1"), dataset, rows)
+        chosen = chosen_rows(read_array(path, "arr_1"), dataset, rows, figure.classes)
         images = picked(path, sorted({i for _, places in chosen for i in places}))
         sheets.append(SampleSheet(run, [(name, images_at(images, places)) for name, places in chosen]))
     return sheets
 
 
-def chosen_rows(labels: np.ndarray, dataset: DatasetSpec, rows: int) -> list[tuple[str, list[int]]]:
-    """Name and samples' places of each row."""
+def chosen_rows(
+    labels: np.ndarray, dataset: DatasetSpec, rows: int, shown: Mapping[int, str]
+) -> list[tuple[str, list[int]]]:
+    """Name and samples' places of each row: of the classes `shown`, unless this scale's data set has not all of them; else
+    classes spread over those there are."""
     import numpy as np
 
     if dataset.classes == 1:
         return [("", list(range(i, min(i + COLUMNS, len(labels))))) for i in range(0, len(labels), COLUMNS)][:rows]
     present = np.unique(labels)
-    found = []
-    for place_ in spread(len(present), rows):
-        label = int(present[place_])
-        name = dataset.images[label] if dataset.images else f"class {label}"
-        found.append((name, np.flatnonzero(labels == label)[:COLUMNS].tolist()))
-    return found
+    if shown and set(shown) <= set(present.tolist()):
+        names = {label: f"{name} {label}" for label, name in shown.items()}
+    else:
+        some = [int(present[place_]) for place_ in spread(len(present), rows)]
+        names = {label: dataset.images[label] if dataset.images else f"class {label}" for label in some}
+    return [(name, np.flatnonzero(labels == label)[:COLUMNS].tolist()) for label, name in names.items()]
 
 
 def picked(path: Path, places: list[int]) -> dict[int, np.ndarray]:
@@ -89,6 +93,9 @@ def plot_samples(sheets: list[SampleSheet]) -> Any:
             for column, image in enumerate(images):
                 tile(axes, image, column, row)
         bare(axes, COLUMNS, len(sheet.rows))
-        axes.set_yticks([row + 0.5 for row in range(len(sheet.rows))], [n.replace("_", "\n") for n, _ in sheet.rows])
+        axes.set_yticks(
+            [row + 0.5 for row in range(len(sheet.rows))],
+            [n.replace("_", "\n").replace(" ", "\n") for n, _ in sheet.rows],
+        )
         axes.set_title(sheet.title)
     return figure

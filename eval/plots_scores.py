@@ -60,7 +60,8 @@ def open_points(bench: Bench, figure: Figure, base: Path) -> tuple[list[Point], 
 
 
 def printed_values(bench: Bench, figure: Figure, run: str) -> dict[str, float]:
-    """What the figure's tables print for a run; only at paper scale, where it is the same quantity."""
+    """What the figure's tables print for a run; only at paper scale: for orientation, rFID may be of another
+    protocol (the table's ``about`` says so)."""
     found: dict[str, float] = {}
     if bench.scale != "paper":
         return found

@@ -52,7 +52,8 @@ def open_tasks(bench: Bench, figure: Figure, base: Path) -> dict[str, list[Bar]]
 
 
 def printed_value(bench: Bench, figure: Figure, series: str, run: Key) -> PrintedCell | None:
-    """The number in the paper's own figure; only at paper scale, where it is the same quantity."""
+    """The number in the paper's own figure; only at paper scale: for orientation, the paper's FID may be of
+    another protocol than the scale's."""
     task = f"Generation-{_generator(bench, run)}" if run[0] == "samples" else PRINTED[run[0]]
     return printed_figure(figure).cells.get((series, task)) if bench.scale == "paper" else None
 

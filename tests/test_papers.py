@@ -92,6 +92,23 @@ def test_released_code_trains_as_long_and_as_fast_as_it_says(family: str, lr: fl
     assert family == "ldm" or printed.steps == 400_000
 
 
+def test_released_code_s_other_settings() -> None:
+    """zh460045050/VQGAN-LC: LDM's AdamW and unscaled latents, GPT's classes that are never left out."""
+    ldm = recipe_of(PAPER.recipes, "ldm/released-code", "test")
+    assert (ldm["optimizer"]["name"], ldm["optimizer"]["weight_decay"]) == ("adamw", 0.01)
+    assert ldm["options"] == {"attention": [1], "scale": "none"}
+    assert recipe_of(PAPER.recipes, "gpt/released-code", "test")["class_drop"] == 0.0
+
+
+def test_no_class_is_dropped_where_there_is_one_alone() -> None:
+    """What a generator learned without its class could never be asked for."""
+    for bench_ in (PAPER, DEMO):
+        drops = {spec.num_classes == 1: set() for spec in bench_.generators.values()}
+        for spec in bench_.generators.values():
+            drops[spec.num_classes == 1].add(spec.training.class_drop)
+        assert drops == {True: {0.0}, False: {0.1}}
+
+
 def test_similarity_is_cosine_of_plain_vqgan_alone() -> None:
     """VQGAN-LC Sec. 3.1; its code looks all others up by Euclidean distance."""
     own = {name: spec.options["similarity"] for name, spec in PAPER.tokenizers.items() if "similarity" in spec.options}

@@ -43,9 +43,11 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _random(_: Job, spec: CodebookSpec) -> tuple[np.ndarray, dict[str, Any]]:
-    """Normal numbers of deviation D^-0.5: length 1 on average (ours: the paper prints no distribution)."""
-    drawn = numpy_rng(spec.seed, "codebook").standard_normal((spec.num_codes, spec.code_dim))
-    return (drawn * spec.code_dim**-0.5).astype(np.float32), {}
+    """Uniform in [-1 / K, 1 / K], as zh460045050/VQGAN-LC:vqgan-gpt-lc/models/models_vq.py has it ("Random Fix"); the paper
+    prints no distribution."""
+    bound = 1 / spec.num_codes
+    drawn = numpy_rng(spec.seed, "codebook").uniform(-bound, bound, (spec.num_codes, spec.code_dim))
+    return drawn.astype(np.float32), {}
 
 
 def _drawn(job: Job, spec: CodebookSpec) -> tuple[np.ndarray, dict[str, Any]]:

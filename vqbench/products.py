@@ -97,6 +97,7 @@ class Figure:
     kind: str
     runs: Mapping[str, tuple[str, ...]]
     tables: tuple[str, ...]
+    classes: Mapping[int, str] = field(default_factory=dict)  # that a sheet of samples shows, by label
 
 
 class Products(Graph):
@@ -308,8 +309,9 @@ class Products(Graph):
     def figure_digest(self, name: str) -> str:
         """What a figure is made from, its runs aside."""
         figure = self.figure(name)
-        body = {"kind": figure.kind, "title": figure.title, "tables": list(figure.tables),
+        body: dict[str, Any] = {"kind": figure.kind, "title": figure.title, "tables": list(figure.tables),
                 "runs": {k: list(v) for k, v in figure.runs.items()}}  # fmt: skip
+        body |= {"classes": dict(figure.classes)} if figure.classes else {}
         code = self._code(("vqbench.eval.figures",))
         return self._asked_once(("figure", name), lambda: digest_of({"figure": body, "code": code}))
 
@@ -325,7 +327,10 @@ class Products(Graph):
             for fig_id, entry in (data.get("figures") or {}).items():
                 runs = {k: tuple(v) for k, v in (entry.get("runs") or {}).items()}
                 tables = tuple(map(str, entry.get("tables", ())))
-                found[f"{paper}/{fig_id}"] = Figure(paper, str(fig_id), entry["title"], entry["kind"], runs, tables)
+                shown = {int(label): str(name) for label, name in (entry.get("classes") or {}).items()}
+                found[f"{paper}/{fig_id}"] = Figure(
+                    paper, str(fig_id), entry["title"], entry["kind"], runs, tables, shown
+                )
         return found
 
     def figure_path(self, figure: Figure) -> str:

@@ -225,6 +225,8 @@ def resolve_generator(
     known = own["literals"]["OPTIONS"]
     options = {**known, **_known(recipe.pop("options", {}), known, where), **own["options"]}
     recipe = overlay.training("generators", family, recipe)
+    if dataset.classes == 1:  # no guidance can ask for what it learned without its one class
+        recipe["class_drop"] = 0.0
     data = {
         "family": family, "reads": own["literals"].get("READS", "tokens"), "tokenizer": name,
         "dataset": tokenizer.dataset, "recipe": common.get("recipe", family),

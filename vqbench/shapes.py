@@ -37,6 +37,7 @@ class FigureShape(Spec):
     kind: str
     runs: dict[str, list[str]] | None = None
     tables: list[Scalar] = Field(default_factory=list)
+    classes: dict[int, str] | None = None
 
 
 class PartnerShape(Spec):

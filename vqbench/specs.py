@@ -118,7 +118,7 @@ class TrainingSpec(Spec):
     checkpoint_every: int = Field(default=1000, gt=0)
     usage_every: int = Field(default=0, ge=0, description="steps by which a tokenizer's usage is counted; 0: an epoch")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    class_drop: float = Field(default=0.0, ge=0, le=1)
+    class_drop: float = Field(default=0.0, ge=0, le=1, description="0 where there is one class alone")
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainingSpec:

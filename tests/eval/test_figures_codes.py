@@ -171,11 +171,41 @@ def test_ranks_are_printed_at_paper_scale_and_shrink_with_the_codebook(bench: Be
 
 def test_sheets_have_classes_or_the_first_samples() -> None:
     two = DatasetSpec(kind="embedded", images=("chelsea", "coffee"), sizes={"train": 4}, classes=2, resolution=4)
-    rows = plots_samples.chosen_rows(np.arange(40) % 2, two, 5)
+    rows = plots_samples.chosen_rows(np.arange(40) % 2, two, 5, {})
     assert rows == [("chelsea", list(range(0, 16, 2))), ("coffee", list(range(1, 17, 2)))]
     one = two.model_copy(update={"classes": 1, "images": ("chelsea",)})
-    assert plots_samples.chosen_rows(np.zeros(20, np.int64), one, 2) == [("", list(range(8))), ("", list(range(8, 16)))]
-    assert plots_samples.chosen_rows(np.zeros(10, np.int64), one, 5) == [("", list(range(8))), ("", [8, 9])]
+    assert plots_samples.chosen_rows(np.zeros(20, np.int64), one, 2, {}) == [
+        ("", list(range(8))),
+        ("", list(range(8, 16))),
+    ]
+    assert plots_samples.chosen_rows(np.zeros(10, np.int64), one, 5, {}) == [("", list(range(8))), ("", [8, 9])]
+
+
+def test_sheets_show_the_papers_classes_where_all_are_there() -> None:
+    many = DatasetSpec(kind="embedded", images=("chelsea",) * 9, sizes={"train": 9}, classes=9, resolution=4)
+    labels = np.arange(90) % 9
+    found = plots_samples.chosen_rows(labels, many, 2, {7: "Pug", 3: "Arctic Fox"})
+    assert found == [("Pug 7", list(range(7, 79, 9))), ("Arctic Fox 3", list(range(3, 75, 9)))]
+    assert [name for name, _ in plots_samples.chosen_rows(labels, many, 2, {7: "Pug", 254: "?"})] == [
+        "chelsea",
+        "chelsea",
+    ]
+    own = Bench("paper").figures["vqgan_lc/fig6"]
+    assert dict(own.classes) == {193: "Australian terrier", 984: "Rapeseed", 992: "Agaric"}
+
+
+def test_panels_say_what_the_papers_figure_prints() -> None:
+    """VQGAN-LC, Fig. 4."""
+    paper, own = Bench("paper"), Bench("paper").figures["vqgan_lc/fig4"]
+    printed = {
+        (series, size): plots_codes.printed_share(paper, own, series, size)
+        for series in ("VQGAN-FC", "VQGAN-EMA", "VQGAN-LC")
+        for size in (1024, 16384, 50_000, 100_000)
+    }
+    assert printed["VQGAN-FC", 16384] == "11.2%" and printed["VQGAN-LC", 100_000] == "99.9%" and all(printed.values())
+    assert plots_codes.printed_share(Bench("demo"), own, "VQGAN-FC", 1024) == ""
+    shown = plots_codes.Map("fc", np.zeros((4, 2)), np.array([True] * 4), 0.5, 4, "11.2%")
+    assert plots_codes.plot_maps([shown]).axes[0].get_title() == "fc\n50.0% (printed 11.2%) of 4 active"
 
 
 def test_pictures_are_read_by_their_place(tmp_path: Path) -> None:

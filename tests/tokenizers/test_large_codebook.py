@@ -104,6 +104,8 @@ def test_codebooks_have_the_scaled_sizes(ran: Path) -> None:
     counts = np.load(store(ran, "codebooks", "faces") / "counts.npy")
     assert counts.sum() == facts(ran, "codebooks", "faces")["features"] == 16_384
     assert facts(ran, "codebooks", "faces")["inertia"] > 0
+    noise = codes_of(ran, "noise")
+    assert 0.9 / 20 < noise.abs().max() <= 1 / 20 and noise.mean().abs() < 0.01, "uniform in [-1 / K, 1 / K]"
     drawn = codes_of(ran, "drawn").numpy()
     rows = features_of(ran, "clip-rn50/photos-tiny").astype(np.float32)
     assert all((rows == code).all(1).any() for code in drawn)
