@@ -8,7 +8,6 @@ import torch
 
 from vqbench.eval.base import Estimate, Layer, SetMetric
 from vqbench.eval.feature_set import FeatureSet
-from vqbench.eval.fid import default_device
 from vqbench.eval.intervals import normal, wilson
 from vqbench.eval.precision_recall import ball_counts
 from vqbench.eval.protocols import Neighbours
@@ -29,7 +28,7 @@ class DensityCoverage(SetMetric):
     reference_rows: ClassVar[frozenset[Layer]] = frozenset({"manifold"})
 
     def __init__(self, protocol: Neighbours, device: torch.device | None = None) -> None:
-        self.protocol, self.device = protocol, device or default_device()
+        self.protocol, self.device = protocol, device
 
     def compute(self, generated: FeatureSet, reference: FeatureSet) -> dict[str, Estimate]:
         """``{"density": d, "coverage": c}``.

@@ -32,7 +32,7 @@ class Fid(SetMetric):
     layer: ClassVar[Layer] = "pooled"
 
     def __init__(self, name: str = "fid", device: torch.device | None = None) -> None:
-        self.name, self.device = name, device or default_device()
+        self.name, self.device = name, device
 
     def compute(self, generated: FeatureSet, reference: FeatureSet) -> dict[str, Estimate]:
         """``{name: distance}``.
@@ -49,7 +49,7 @@ class Fid(SetMetric):
         return {self.name: Estimate(value, float(np.maximum(low, 0.0)), high, len(place))}  # NaN stays NaN
 
 
-def subsets(generated: FeatureSet, reference: FeatureSet, layer: Layer, device: torch.device) -> Subsets:
+def subsets(generated: FeatureSet, reference: FeatureSet, layer: Layer, device: torch.device | None) -> Subsets:
     """Distances of subsets of the generated images; what they share is computed once for all metrics of the two sets.
 
     Raises:
@@ -60,7 +60,7 @@ def subsets(generated: FeatureSet, reference: FeatureSet, layer: Layer, device: 
         known, whole = reference.gaussian(layer), generated.gaussian(layer)
         if known.mu.shape != whole.mu.shape:
             raise ArtifactError(f"features of {len(whole.mu)} and {len(known.mu)} dimensions: these are of two judges")
-        return Subsets(Frechet(known, device), whole, generated.matrix(layer))
+        return Subsets(Frechet(known, device or default_device()), whole, generated.matrix(layer))
 
     found: Subsets = generated.once(("frechet", reference, reference.count, layer), make)
     return found

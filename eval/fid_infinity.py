@@ -10,7 +10,7 @@ import torch
 from vqbench.errors import SpecError
 from vqbench.eval.base import Estimate, Layer, SetMetric
 from vqbench.eval.feature_set import FeatureSet
-from vqbench.eval.fid import default_device, subsets
+from vqbench.eval.fid import subsets
 from vqbench.eval.intervals import SMALLEST, quantile
 from vqbench.eval.protocols import Extrapolation
 from vqbench.seeds import numpy_rng
@@ -31,7 +31,7 @@ class FidInfinity(SetMetric):
     moments: ClassVar[frozenset[Layer]] = frozenset({"pooled"})
 
     def __init__(self, protocol: Extrapolation, device: torch.device | None = None) -> None:
-        self.protocol, self.device = protocol, device or default_device()
+        self.protocol, self.device = protocol, device
 
     def compute(self, generated: FeatureSet, reference: FeatureSet) -> dict[str, Estimate]:
         """``{"fid_infinity": value}``.

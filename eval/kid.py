@@ -32,7 +32,7 @@ class Kid(SetMetric):
     reference_rows: ClassVar[frozenset[Layer]] = frozenset({"pooled"})
 
     def __init__(self, protocol: Kernel, device: torch.device | None = None) -> None:
-        self.protocol, self.device = protocol, device or default_device()
+        self.protocol, self.device = protocol, device
 
     def compute(self, generated: FeatureSet, reference: FeatureSet) -> dict[str, Estimate]:
         """``{"kid": value}``.
@@ -73,7 +73,7 @@ class Kid(SetMetric):
         return base.pow_(self.protocol.degree)
 
     def _double(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(rows, dtype=np.float64)).to(self.device)
+        return torch.from_numpy(np.asarray(rows, dtype=np.float64)).to(self.device or default_device())
 
 
 def _hollow(kernel: Tensor) -> Tensor:

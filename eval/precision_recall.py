@@ -32,7 +32,7 @@ class PrecisionRecall(SetMetric):
     reference_rows: ClassVar[frozenset[Layer]] = frozenset({"manifold"})
 
     def __init__(self, protocol: Neighbours, device: torch.device | None = None) -> None:
-        self.protocol, self.device = protocol, device or default_device()
+        self.protocol, self.device = protocol, device
 
     def compute(self, generated: FeatureSet, reference: FeatureSet) -> dict[str, Estimate]:
         """``{"precision": p, "recall": r}``.
@@ -48,7 +48,7 @@ class PrecisionRecall(SetMetric):
 
 
 def ball_counts(
-    generated: FeatureSet, reference: FeatureSet, protocol: Neighbours, device: torch.device
+    generated: FeatureSet, reference: FeatureSet, protocol: Neighbours, device: torch.device | None
 ) -> tuple[Counts, int, int]:
     """Memberships, n and m; computed once for all metrics that ask for the same sets.
 
@@ -68,7 +68,9 @@ def ball_counts(
     if mine.shape[1] != theirs.shape[1]:
         raise ArtifactError(f"features of {mine.shape[1]} and {theirs.shape[1]} dimensions: these are of two judges")
     key = ("balls", reference, reference.count, k, closed, len(mine), len(theirs))
-    found: Counts = generated.once(key, lambda: neighbours.ball_counts(mine, theirs, k, closed, device))
+    found: Counts = generated.once(
+        key, lambda: neighbours.ball_counts(mine, theirs, k, closed, device or default_device())
+    )
     return found, len(mine), len(theirs)
 
 

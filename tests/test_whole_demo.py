@@ -39,7 +39,7 @@ def test_every_row_with_a_run_is_measured_in_every_column(name: str) -> None:
     assert {row.label for row in table.rows} <= lines.keys()
     for row in table.rows:
         line = lines[row.label]
-        assert line["status"] == (("measured") if row.run else "reported_only"), row.label
+        assert line["status"] == ("measured" if row.run else "reported_only"), row.label
         for column, source in table.columns.items():
             if row.run and "printed" not in source:
                 cell = measured(line, column)
