@@ -1,7 +1,8 @@
 """SSIM: the structural similarity of image pairs under a protocol's window, to 1e-10 of scikit-image's and faster.
 
-A window's weighted sums are two products with narrow band matrices, block by block. With s = x + y and d = x - y, SSIM
-needs four of them (s, d, s^2, d^2) in place of five, and identical images have d = 0: their SSIM is exactly 1.
+A window's weighted sums are taken along one axis, then the other, by adding shifted arrays, in strips that a core's cache
+holds. With s = x + y and d = x - y, SSIM needs four of them (s, d, s^2, d^2) in place of five, and identical images have
+d = 0: their SSIM is exactly 1.
 
 Letters: B images, H W pixels, C channels (3, or 1 for gray and luma), P = B C planes, k the window's side,
 T rows of a strip of the result.
@@ -25,8 +26,7 @@ from vqbench.eval.exact_mean import PairMean
 from vqbench.eval.protocols import Window
 
 K1, K2 = 0.01, 0.03  # Wang et al. 2004, section III.B
-STRIP = 256  # rows of the result at once: bounds memory; shorter ones make threads wait for the interpreter
-BLOCK = 48  # side of the blocks of a band matrix; a larger one multiplies more zeros, a smaller one makes more calls
+STRIP = 96  # rows of the result at once: taller strips leave the cache, in lower ones threads wait for the interpreter
 # Weights of R, G, B: skimage.color.rgb2gray (ITU-R BT.709), and ITU-R BT.601 luma at full range.
 WEIGHTS = {"gray": (0.2125, 0.7154, 0.0721), "y": (0.299, 0.587, 0.114)}
 
@@ -90,6 +90,7 @@ def _workers(count: int) -> ThreadPoolExecutor:
 
     def begin() -> None:
         torch.set_num_threads(1)  # of the thread that calls it, and of those that are still to come
+        torch.get_num_threads()  # a thread takes the number over once, when it first asks: while it is 1
         started.wait()
 
     pool = ThreadPoolExecutor(count, initializer=begin)
@@ -160,74 +161,70 @@ def terms(x: Tensor, y: Tensor, window: Window) -> Iterator[Terms]:
     unbiased = window.size**2 / (window.size**2 - 1) if window.covariance == "sample" else 1.0
     c1 = 2 * total**2 * (K1 * window.data_range) ** 2
     c2 = 2 * total**2 * (K2 * window.data_range) ** 2 / unbiased
-    for sums in windowed(x, y, kernel, _dtype(x, window)):  # (T, 4, P, W - k + 1)
-        squares = sums[:, :2].square_()  # S^2, D^2
-        spread = sums[:, 2:].mul_(total).sub_(squares)  # V, E
-        squares[:, 0] += c1
-        spread[:, 0] += c2
-        yield Terms(*_difference_and_sum(squares), *_difference_and_sum(spread))
+    for sums in windowed(x, y, kernel, _dtype(x, window)):  # (4, T, P, W - k + 1)
+        squares = sums[:2].square_()  # S^2, D^2
+        spread = sums[2:].mul_(total).sub_(squares)  # V, E
+        squares[0] += c1
+        spread[0] += c2
+        yield Terms(*_difference_and_sum(*squares), *_difference_and_sum(*spread))
 
 
-def _difference_and_sum(both: Tensor) -> tuple[Tensor, Tensor]:
-    """(T, 2, P, W) -> twice (T, P, W); the sum takes the place of the first."""
-    difference = both[:, 0] - both[:, 1]
-    return difference, both[:, 0].add_(both[:, 1])
+def _difference_and_sum(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum takes the place of the first."""
+    return first - second, first.add_(second)
 
 
 def _dtype(x: Tensor, window: Window) -> torch.dtype:
-    """float32 where it holds every sum exactly: whole numbers below 2^24, multiplied on a CPU without shortcuts."""
+    """float32 where it holds every sum exactly: of whole numbers, below 2^24."""
     whole = window.window == "uniform" and x.dtype == torch.uint8 and window.size**2 * 510**2 < 1 << 24
-    plain = x.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
-    return torch.float32 if whole and plain else torch.float64
+    return torch.float32 if whole else torch.float64
 
 
 def windowed(x: Tensor, y: Tensor, kernel: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Window sums of s, d, s^2 and d^2, strip by strip: (T, 4, P, W - k + 1) float64."""
-    height, count, width = x.shape
-    rim, columns = len(kernel) - 1, width - len(kernel) + 1
-    band = _band(kernel.to(x.device, dtype))
-    strip = STRIP if x.device.type == "cpu" else height
-    for top in range(0, height - rim, strip):
-        rows = slice(top, min(top + strip, height - rim) + rim)
-        values = _four(x[rows], y[rows], dtype)  # (T + k - 1, 4, P, W)
-        down = _down(values.flatten(1), band)  # (T, 4 P W)
-        across = _across(down.view(-1, width), band)  # (T 4 P, W - k + 1)
-        yield across.double().view(-1, 4, count, columns)
+    """Window sums of s, d, s^2 and d^2, strip by strip: (4, T, P, W - k + 1) float64."""
+    rows, rim = x.shape[0], len(kernel) - 1
+    strip = STRIP if x.device.type == "cpu" else rows
+    for top in range(0, rows - rim, strip):
+        part = slice(top, min(top + strip, rows - rim) + rim)
+        values = _four(x[part], y[part], dtype)  # (4, T + k - 1, P, W)
+        yield _sums(_sums(values, kernel, 1), kernel, 3).double()
 
 
 def _four(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-    found = torch.empty(len(x), 4, *x.shape[1:], dtype=dtype, device=x.device)
-    found[:, 0], found[:, 2] = x, y
-    torch.sub(found[:, 0], found[:, 2], out=found[:, 1])
-    found[:, 0] += found[:, 2]
-    torch.square(found[:, :2], out=found[:, 2:])
+    found = torch.empty(4, *x.shape, dtype=dtype, device=x.device)
+    found[0], found[2] = x, y
+    torch.sub(found[0], found[2], out=found[1])
+    found[0] += found[2]
+    torch.square(found[:2], out=found[2:])
     return found
 
 
-def _down(values: Tensor, band: Tensor) -> Tensor:
-    """Sums along the first axis: (h, m) -> (h - k + 1, m)."""
-    rim = band.shape[1] - band.shape[0]
-    found = values.new_empty(len(values) - rim, values.shape[1])
-    for start in range(0, len(found), BLOCK):
-        size = min(BLOCK, len(found) - start)
-        torch.mm(band[:size, : size + rim], values[start : start + size + rim], out=found[start : start + size])
+def _sums(values: Tensor, kernel: Tensor, axis: int) -> Tensor:
+    """Weighted sums of k neighbours along an axis, which becomes k - 1 shorter."""
+    if bool((kernel == 1).all()):
+        return _sums_of_equals(values, len(kernel), axis)
+    *outer, middle = kernel[: len(kernel) // 2 + 1].tolist()  # symmetric: two neighbours share a weight
+    count, last = values.shape[axis] - len(kernel) + 1, len(kernel) - 1
+    found: Tensor = values.narrow(axis, len(outer), count) * middle
+    both = torch.empty_like(found)
+    for place, weight in enumerate(outer):
+        torch.add(values.narrow(axis, place, count), values.narrow(axis, last - place, count), out=both)
+        found.add_(both, alpha=weight)
     return found
 
 
-def _across(values: Tensor, band: Tensor) -> Tensor:
-    """Sums along the second axis: (m, w) -> (m, w - k + 1)."""
-    rim = band.shape[1] - band.shape[0]
-    found = values.new_empty(len(values), values.shape[1] - rim)
-    for start in range(0, found.shape[1], BLOCK):
-        size = min(BLOCK, found.shape[1] - start)
-        torch.mm(values[:, start : start + size + rim], band[:size, : size + rim].T, out=found[:, start : start + size])
+def _sums_of_equals(values: Tensor, size: int, axis: int) -> Tensor:
+    """Sums of `size` (odd) neighbours, from those of 2, 4 ...: the powers of two that it is made of, end to end."""
+    count = values.shape[axis] - size + 1
+    found, place, power = values.narrow(axis, 0, count), 1, 1
+    while place < size:
+        rest = values.shape[axis] - power
+        values = values.narrow(axis, 0, rest) + values.narrow(axis, power, rest)
+        power *= 2
+        if size & power:
+            found = found + values.narrow(axis, place, count)
+            place += power
     return found
-
-
-def _band(kernel: Tensor) -> Tensor:
-    """(BLOCK, BLOCK + k - 1), the kernel on each row, one place further right."""
-    row = F.pad(kernel, (0, BLOCK))
-    return row.repeat(BLOCK)[: BLOCK * (len(row) - 1)].view(BLOCK, -1)
 
 
 @lru_cache

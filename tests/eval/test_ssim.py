@@ -11,7 +11,7 @@ from skimage.color import rgb2gray
 from vqbench.errors import SpecError
 from vqbench.eval.ms_ssim import MsSsim, smallest_side
 from vqbench.eval.protocols import Window, load_protocol
-from vqbench.eval.ssim import Ssim
+from vqbench.eval.ssim import Ssim, _dtype, _workers, weights, windowed
 
 from .pair_sets import GAUSSIAN, UNIFORM, batch, pairs, scikit_ssim, tensors, value
 
@@ -92,14 +92,17 @@ def test_the_window_decides_the_number() -> None:
     assert abs(value(Ssim(UNIFORM), a, b) - value(Ssim(GAUSSIAN), a, b)) > 1e-3
 
 
-def test_ssim_keeps_its_sums_exact_under_lower_matmul_precision() -> None:
-    a, b = pairs()
-    before, precision = value(Ssim(UNIFORM), a, b), torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("medium")
-        assert value(Ssim(UNIFORM), a, b) == before
-    finally:
-        torch.set_float32_matmul_precision(precision)
+def test_float32_holds_the_sums_of_the_brightest_window() -> None:
+    """In the window of 7 a float32 sum of squares comes near 2^24; next to it a bit would be lost."""
+    for size in (7, 9):
+        x = torch.full((size, 1, size), 255, dtype=torch.uint8)
+        x[0, 0, 0] = 254
+        exact = sum((2 * v) ** 2 for v in x.flatten().tolist())
+        window = UNIFORM.model_copy(update={"size": size})
+        dtype = _dtype(x, window)
+        assert dtype == (torch.float32 if size == 7 else torch.float64)
+        (sums,) = windowed(x, x, weights(window), dtype)
+        assert sums[2].item() == exact
 
 
 @pytest.mark.parametrize("window", [UNIFORM, GAUSSIAN], ids=["uniform", "gaussian"])
@@ -111,6 +114,8 @@ def test_threads_change_no_bit_of_ssim(window: Window) -> None:
             torch.set_num_threads(count)
             found.append(value(Ssim(window), a, b))
             assert torch.get_num_threads() == count  # the workers' setting is theirs
+            workers = [_workers(count).submit(torch.get_num_threads) for _ in range(2 * count)]
+            assert {worker.result() for worker in workers} == {1}
     finally:
         torch.set_num_threads(threads)
     assert found[0] == found[1] == found[2]

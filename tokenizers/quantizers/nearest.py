@@ -100,8 +100,11 @@ class _Codes:
         parts = codebook.split(plan.codes)
         centre = torch.stack([p.float().sum(0) for p in parts]).sum(0) / len(codebook)  # (d,)
         self.centre = torch.where(centre.isfinite(), centre, 0.0)  # any point will do where the mean overflows
-        norms = [self.centred(p).square_().sum(1, dtype=torch.float64) for p in parts]
-        self.norms = torch.cat(norms)  # (K,)
+        self.norms = self.centre.new_empty(len(codebook), dtype=torch.float64)  # (K,)
+        # one room for all: between large pieces of memory that come and go, the small ones that stay would leave gaps
+        room = self.centre.new_empty(parts[0].shape)
+        for part, norms in zip(parts, self.norms.split(plan.codes), strict=True):
+            torch.sum(self.centred(part, out=room[: len(part)]).square_(), 1, dtype=torch.float64, out=norms)
         self.longest = self.norms.max().sqrt()
         self.finite = all(bool(p.isfinite().all()) for p in parts)
 
