@@ -56,7 +56,8 @@ test-faults: setup
 	FAULT_TRIALS=30 $(BIN)/python -m pytest tests/faults -rP
 	$(BIN)/python -m pytest -m long
 
-# Every claim about speed and memory, against the libraries; writes docs/performance.md. Under 40 minutes on 2 idle cores.
+# Every claim about speed and memory, against the libraries; writes docs/performance.md. 27 minutes on 2 idle cores of an
+# Intel Xeon, an hour on an AMD EPYC's.
 benchmark: setup
 	$(BIN)/python benchmarks/run.py
 
