@@ -1,7 +1,7 @@
 """SSIM: the structural similarity of image pairs under a protocol's window, to 1e-10 of scikit-image's and faster.
 
-A window's weighted sums are taken along one axis, then the other, by adding shifted arrays, in strips that a core's cache
-holds. With s = x + y and d = x - y, SSIM needs four of them (s, d, s^2, d^2) in place of five, and identical images have
+A window's weighted sums are taken along one axis, then the other, by adding shifted arrays, in strips that stay in
+cache. With s = x + y and d = x - y, SSIM needs four of them (s, d, s^2, d^2) in place of five, and identical images have
 d = 0: their SSIM is exactly 1.
 
 Letters: B images, H W pixels, C channels (3, or 1 for gray and luma), P = B C planes, k the window's side,
