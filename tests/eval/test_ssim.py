@@ -92,17 +92,15 @@ def test_the_window_decides_the_number() -> None:
     assert abs(value(Ssim(UNIFORM), a, b) - value(Ssim(GAUSSIAN), a, b)) > 1e-3
 
 
-def test_float32_holds_the_sums_of_the_brightest_window() -> None:
-    """In the window of 7 a float32 sum of squares comes near 2^24; next to it a bit would be lost."""
-    for size in (7, 9):
-        x = torch.full((size, 1, size), 255, dtype=torch.uint8)
-        x[0, 0, 0] = 254
-        exact = sum((2 * v) ** 2 for v in x.flatten().tolist())
-        window = UNIFORM.model_copy(update={"size": size})
-        dtype = _dtype(x, window)
-        assert dtype == (torch.float32 if size == 7 else torch.float64)
-        (sums,) = windowed(x, x, weights(window), dtype)
-        assert sums[2].item() == exact
+@pytest.mark.parametrize(("size", "dtype"), [(7, torch.float32), (9, torch.float64)])
+def test_float32_is_taken_where_it_holds_the_brightest_sums(size: int, dtype: torch.dtype) -> None:
+    """Sums of squares of 255 + 254, an odd number: below 2^24 in the window of 7, above it in that of 9."""
+    x, y = (torch.full((size, 1, size), level, dtype=torch.uint8) for level in (255, 254))
+    window = UNIFORM.model_copy(update={"size": size})
+    assert _dtype(x, window) == dtype
+    found = {kind: next(windowed(x, y, weights(window), kind))[2].item() for kind in (torch.float32, torch.float64)}
+    assert found[torch.float64] == size**2 * 509**2
+    assert (found[torch.float32] == found[torch.float64]) == (dtype == torch.float32)
 
 
 @pytest.mark.parametrize("window", [UNIFORM, GAUSSIAN], ids=["uniform", "gaussian"])
