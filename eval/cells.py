@@ -154,8 +154,11 @@ def _add_metric(
         return
     base = source["metric"]
     name, entry = scores.metric(base)
-    if entry is None or entry["value"] is None:
-        found.notes.append(f"{column}: {name} {'was not scored' if entry is None else 'has no finite value'}")
+    if entry is None:  # perhaps for a misspelt name: say what there is
+        found.notes.append(f"{column}: {name} was not scored, but {', '.join(sorted(scores.metrics)) or 'nothing'}")
+        return
+    if entry["value"] is None:
+        found.notes.append(f"{column}: {name} has no finite value")
         return
     if "times" in source:  # as the paper prints it
         numbers = {k: entry[k] * source["times"] for k in ("value", "low", "high") if entry.get(k) is not None}

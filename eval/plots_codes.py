@@ -10,7 +10,7 @@ from vqbench.eval.figure_inputs import figure_runs
 from vqbench.eval.figure_style import new_figure
 from vqbench.eval.plots_images import spread
 from vqbench.eval.plots_usage import boxed, counts_of, training_usage
-from vqbench.eval.printed import printed_figure
+from vqbench.eval.printed import printed_usage
 from vqbench.jobs import finished
 from vqbench.papers import Bench, Figure
 
@@ -50,19 +50,9 @@ def open_maps(bench: Bench, figure: Figure, base: Path) -> list[Map]:
         model = open_tokenizer(bench.tokenizers[run], finished(bench, ("tokenizer", run), base))
         book, active = model.quantizer.codebook().float().numpy(), counts_of(training_usage(bench, run, base)) > 0
         chosen = spread(len(book), MOST)
-        printed = printed_share(bench, figure, series[run], len(book))
+        printed = printed_usage(bench, figure, series[run], len(book))
         found.append(Map(run, embedded(book[chosen]), active[chosen], float(active.mean()), len(book), printed))
     return found
-
-
-def printed_share(bench: Bench, figure: Figure, series: str, codes: int) -> str:
-    """What stands in the paper's panel of a model at that size, only at paper scale; "" where it has none."""
-    cells = printed_figure(figure).cells if bench.scale == "paper" else {}
-    for (row, column), cell in cells.items():
-        size = cell.value.replace(",", "")
-        if column == "Codebook Size" and row.startswith(f"{series}/") and size == str(codes):
-            return cells[row, "Utilization Rate"].value
-    return ""
 
 
 def embedded(vectors: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from vqbench.eval.cells import open_scores
 from vqbench.eval.figure_inputs import figure_runs, score_of, usage_of
 from vqbench.eval.figure_style import MARKERS, PALETTE, new_figure, say, size_ticks
-from vqbench.eval.printed import printed_table
+from vqbench.eval.printed import printed_table, printed_usage
 from vqbench.eval.protocols import metric_name
 from vqbench.papers import Bench, Figure
 
@@ -60,8 +60,8 @@ def open_points(bench: Bench, figure: Figure, base: Path) -> tuple[list[Point], 
 
 
 def printed_values(bench: Bench, figure: Figure, run: str) -> dict[str, float]:
-    """What the figure's tables print for a run; only at paper scale: for orientation, rFID may be of another
-    protocol (the table's ``about`` says so)."""
+    """What the figure's tables print for a run, and for a usage that they leave out the paper's map of its codes; only at
+    paper scale: for orientation, rFID may be of another protocol (the table's ``about`` says so)."""
     found: dict[str, float] = {}
     if bench.scale != "paper":
         return found
@@ -73,7 +73,16 @@ def printed_values(bench: Bench, figure: Figure, run: str) -> dict[str, float]:
                 its_own = "on" not in source and ("tokenizer" in row.run or source.get("of") == "tokenizer")
                 if metric in wanted and its_own and text.replace(".", "", 1).isdigit():
                     found[wanted[metric]] = float(text)
-    return found
+    mapped = _printed_in_map(bench, figure, run)
+    return {"usage": mapped, **found} if mapped is not None else found
+
+
+def _printed_in_map(bench: Bench, figure: Figure, run: str) -> float | None:
+    """A run's usage as a ``code-map`` figure of the same paper prints it."""
+    maps = [other for other in bench.figures.values() if (other.paper, other.kind) == (figure.paper, "code-map")]
+    codes = bench.tokenizers[run].tokens.num_codes
+    texts = [printed_usage(bench, one, series, codes) for one in maps for series, runs in one.runs.items() if run in runs]
+    return next((float(text.rstrip("%")) for text in texts if text), None)
 
 
 class Column(NamedTuple):

@@ -65,6 +65,17 @@ def printed_figure(figure: Figure) -> PrintedTable:
     return reported().get((figure.paper, number[0] if number else figure.id), PrintedTable())
 
 
+def printed_usage(bench: Bench, figure: Figure, series: str, codes: int) -> str:
+    """What stands in a ``code-map`` figure's panel of a model at that codebook size, with its sign, only at paper scale; ""
+    where there is none."""
+    cells = printed_figure(figure).cells if bench.scale == "paper" else {}
+    for (row, column), cell in cells.items():
+        size = cell.value.replace(",", "")
+        if column == "Codebook Size" and row.startswith(f"{series}/") and size == str(codes):
+            return cells[row, "Utilization Rate"].value
+    return ""
+
+
 def table_rows(table: Table) -> list[Row]:
     """All rows: the printed ones in printed order, those that are only cited included, then the added ones."""
     declared = {row.label: row for row in table.rows}

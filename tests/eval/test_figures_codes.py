@@ -13,6 +13,7 @@ import yaml
 from vqbench.data import to_uint8
 from vqbench.eval import plots_codes, plots_replacement, plots_samples, plots_usage
 from vqbench.eval.figure_inputs import ABOUT, SHOWS, figure_keys
+from vqbench.eval.printed import printed_usage
 from vqbench.jobs import finished
 from vqbench.papers import Bench, Figure
 from vqbench.specs import DatasetSpec
@@ -198,12 +199,12 @@ def test_panels_say_what_the_papers_figure_prints() -> None:
     """VQGAN-LC, Fig. 4."""
     paper, own = Bench("paper"), Bench("paper").figures["vqgan_lc/fig4"]
     printed = {
-        (series, size): plots_codes.printed_share(paper, own, series, size)
+        (series, size): printed_usage(paper, own, series, size)
         for series in ("VQGAN-FC", "VQGAN-EMA", "VQGAN-LC")
         for size in (1024, 16384, 50_000, 100_000)
     }
     assert printed["VQGAN-FC", 16384] == "11.2%" and printed["VQGAN-LC", 100_000] == "99.9%" and all(printed.values())
-    assert plots_codes.printed_share(Bench("demo"), own, "VQGAN-FC", 1024) == ""
+    assert printed_usage(Bench("demo"), own, "VQGAN-FC", 1024) == ""
     shown = plots_codes.Map("fc", np.zeros((4, 2)), np.array([True] * 4), 0.5, 4, "11.2%")
     assert plots_codes.plot_maps([shown]).axes[0].get_title() == "fc\n50.0% (printed 11.2%) of 4 active"
 

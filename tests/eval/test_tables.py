@@ -271,7 +271,7 @@ def test_accepted_runs_are_marked(workflow: Path, paper: Bench, scored: Path, mo
     assert (
         "accepted under changed code or spec: sample-scores/cq-l-k16384-s10" in row(frame, "Ours-L/steps=10")["notes"]
     )
-    assert "IS: is[demo-judge] was not scored" in row(frame, "Ours-L/steps=10")["notes"]
+    assert "IS: is[demo-judge] was not scored, but fid[demo-judge]" in row(frame, "Ours-L/steps=10")["notes"]
     assert row(frame, "Ours-L*/steps=64")["status"] == "stale"
 
 
