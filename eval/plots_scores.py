@@ -81,7 +81,9 @@ def _printed_in_map(bench: Bench, figure: Figure, run: str) -> float | None:
     """A run's usage as a ``code-map`` figure of the same paper prints it."""
     maps = [other for other in bench.figures.values() if (other.paper, other.kind) == (figure.paper, "code-map")]
     codes = bench.tokenizers[run].tokens.num_codes
-    texts = [printed_usage(bench, one, series, codes) for one in maps for series, runs in one.runs.items() if run in runs]
+    texts = [
+        printed_usage(bench, one, series, codes) for one in maps for series, runs in one.runs.items() if run in runs
+    ]
     return next((float(text.rstrip("%")) for text in texts if text), None)
 
 

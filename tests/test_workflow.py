@@ -86,7 +86,7 @@ def test_all_of_cq_at_paper_scale(clone: Path) -> None:
 
 def test_all_of_vqgan_lc_at_paper_scale(clone: Path) -> None:
     """../shared/recipes.md counts 36 tokenizers, 28 generators, 3 classifiers, 4 feature files, 10 k-means; here stand beside
-    those 10 codebooks one of features drawn at random and one of noise (Table 6), and DiT and SiT sampled a second time (Table 4)."""
+    those 10 codebooks one of features drawn at random and one of noise (Table 6), and two more sample sets (Table 4)."""
     done = snakemake(clone, "-n", "--profile", "slurm", "vqgan_lc")
     text = done.stdout + done.stderr
     assert done.returncode == 0, text[-3000:]
