@@ -105,6 +105,6 @@ def _bars(panel: Any, bars: list[Bar], series: list[str]) -> None:
     for place, bar, top in zip(places, bars, tops, strict=True):
         if bar.interval:
             panel.vlines(place, *bar.interval, color="#333333", lw=0.9, zorder=3)
-        panel.annotate(f"{bar.value:.3g}", (place, top), ha="center", va="bottom", fontsize=6.5, xytext=(0, 2),
-                       textcoords="offset points")  # fmt: skip
+        panel.annotate(f"{bar.value:#.3g}".rstrip("."), (place, top), ha="center", va="bottom", fontsize=6.5,
+                       xytext=(0, 2), textcoords="offset points")  # fmt: skip
     panel.set_ylim(0, 1.2 * max([*tops, *(float(cell.value) for _, cell in cited)]))

@@ -151,5 +151,9 @@ def test_figure_1b_bears_what_the_paper_prints() -> None:
                      plots_tasks.Bar("VQGAN-FC", 20.0, None, cells["gpt-fc-k16384-s"])]}  # fmt: skip
     panel = plots_tasks.plot_tasks(bars).axes[0]
     assert [(line.get_marker(), *line.get_ydata()) for line in panel.lines] == [("D", 2.6), ("$?$", 17.3)]
+    digits = {
+        "task": [plots_tasks.Bar(name, value, None, None) for name, value in (("A", 9.7), ("B", 34.68), ("C", 100.0))]
+    }
+    assert [text.get_text() for text in plots_tasks.plot_tasks(digits).axes[0].texts] == ["9.70", "34.7", "100"]
     taller = {"task": [plots_tasks.Bar("VQGAN-LC", 1.0, None, cells["lc-k100000-vit"])]}
     assert plots_tasks.plot_tasks(taller).axes[0].get_ylim()[1] > 75.5, "a printed number higher than the bar is seen"
