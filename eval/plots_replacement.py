@@ -90,6 +90,8 @@ def replaced(ids: np.ndarray, codebook: Tensor, ranks: list[int]) -> list[np.nda
     import numpy as np
     import torch
 
+    codebook = codebook.double()
+    codebook = codebook - codebook.mean(0)  # cdist multiplies: far from the origin neighbours would be told by rounding
     distinct, places = np.unique(ids, return_inverse=True)
     columns = [rank - 1 for rank in ranks]
     tables = []

@@ -140,20 +140,26 @@ def make_block(spec: SampleSpec, models: Models, block: int) -> dict[str, np.nda
     A function of `spec`, `block` and the weights only. A family that samples latents has them quantized first.
 
     Raises:
-        Diverged: the images are not finite.
+        Diverged: the latents or the images are not finite.
     """
     labels = block_labels(spec, block)  # (B,)
     rng = torch_rng(spec.seed, "sample", block, device=models.device)
     tokens = models.generator.sample(torch.from_numpy(labels).to(models.device), rng, spec.sampler)  # (B, N, Q)
+    if not tokens.isfinite().all():  # quantized, they would be codes like any others
+        raise _diverged(spec, block, "has latents")
     ids = models.tokenizer.quantize(tokens).ids if tokens.is_floating_point() else tokens  # (B, N, Q)
     images = decode(models.tokenizer, ids)  # (B, H, W, 3)
     if images is None:
-        raise Diverged(
-            f"samples of '{spec.generator}': block {block} decoded to values that are not finite; the weights of the "
-            "generator or its tokenizer are broken: look at their losses.csv and train again"
-        )
+        raise _diverged(spec, block, "decoded to values")
     kept = min(spec.block, spec.count - block * spec.block)
     return {"images": images[:kept], "ids": ids.int().cpu().numpy()[:kept], "labels": labels[:kept]}
+
+
+def _diverged(spec: SampleSpec, block: int, what: str) -> Diverged:
+    return Diverged(
+        f"samples of '{spec.generator}': block {block} {what} that are not finite; the weights of the generator or its "
+        "tokenizer are broken (look at their losses.csv and train again), or the guidance is too strong for them"
+    )
 
 
 def decode(tokenizer: Tokenizer, ids: torch.Tensor) -> np.ndarray | None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqbench.errors import SpecError, nearest
+from vqbench.errors import Diverged, SpecError, nearest
 from vqbench.generators.networks.dit import DiT
 from vqbench.generators.networks.guided import check_guidance
 from vqbench.generators.networks.latents import LatentGenerator
@@ -110,6 +110,7 @@ class FlowTransformer(LatentGenerator):
 
         Raises:
             SpecError: a sampler option is out of its range.
+            Diverged: the ODE's solver finds no step small enough.
         """
         self.check_sampler(sampler)
         x, network = self.start(condition, rng, sampler)
@@ -119,7 +120,11 @@ class FlowTransformer(LatentGenerator):
 
         if sampler["method"] == "ode":
             ends = torch.tensor([0.0, 1.0], device=x.device)
-            x = odeint(velocity, x, ends, method="dopri5", rtol=sampler["rtol"], atol=sampler["atol"])[-1]
+            try:
+                x = odeint(velocity, x, ends, method="dopri5", rtol=sampler["rtol"], atol=sampler["atol"])[-1]
+            except AssertionError as error:  # torchdiffeq's, where no step is small enough: NaN, or too steep a field
+                raise Diverged(f"the ODE cannot be solved to rtol {sampler['rtol']}, atol {sampler['atol']} ({error}): the weights "
+                               "or latents are not finite, the guidance is too strong, or set method: sde") from None  # fmt: skip
         else:
             x = euler_maruyama(velocity, x, rng, sampler["steps"], sampler["last_step"])
         return self.scale.undo(x)

@@ -77,13 +77,14 @@ def _parts(
         yield cluster(features, np.arange(len(features)), how, job.state / "all", notice)
         return
     per_image = len(features) // len(labels)
+    sizes = np.bincount(labels, minlength=spec.classes) * per_image  # features of each class
+    if sizes[smallest := int(sizes.argmin())] < how.clusters:
+        raise SpecError(f"class {smallest} of '{spec.dataset}' has {sizes[smallest]} features, fewer than its {how.clusters} "
+                        "codes; lower num_codes, or set method: kmeans")  # fmt: skip
     progress = Progress(spec.classes, job.key[1], "class")
     for label in range(spec.classes):
         images = np.flatnonzero(labels == label)  # (n,)
         rows = (images[:, None] * per_image + np.arange(per_image)).ravel()  # (n * g * g,)
-        if len(rows) < how.clusters:
-            raise SpecError(f"class {label} of '{spec.dataset}' has {len(rows)} features, fewer than its {how.clusters} "
-                            "codes; lower num_codes, or set method: kmeans")  # fmt: skip
         folder = job.state / f"class-{label}"
         yield cluster(features, rows, how, folder, notice, "class", label, every=how.passes + 1)
         progress.update()

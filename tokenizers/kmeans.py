@@ -21,6 +21,8 @@ from vqbench.errors import ArtifactError
 from vqbench.notice import Notice
 from vqbench.seeds import derive, numpy_rng
 
+DRAWN = 20_000  # clusters; more of them start from rows drawn at random (ours)
+
 
 class Features:
     """The rows of a feature file (M, D), memory-mapped, given out in float32.
@@ -78,7 +80,8 @@ def cluster(
     """Cluster the `rows` of `features`, resuming what is in `folder`.
 
     Starts by k-means++ on a sample of three batches, as scikit-learn does (kmeans_pytorch, which the released code calls,
-    draws K rows, and leaves clusters that lie apart without a centre). In each pass a centre becomes the mean of what it
+    draws K rows, and leaves clusters that lie apart without a centre); of more than :data:`DRAWN` clusters from K rows, too:
+    k-means++ works as K squared, a day for 100,000. In each pass a centre becomes the mean of what it
     was given, so that a pass is Lloyd's step taken in batches; a cluster that a pass leaves empty starts again from a row
     drawn at random, but for the last one. In the end every row is counted once more.
 
@@ -111,11 +114,13 @@ def cluster(
 def _start(
     features: Features, rows: np.ndarray, how: KMeans, folder: Path, every: int, *path: str | int
 ) -> tuple[int, Clusters]:
+    if how.clusters > DRAWN:
+        return 0, Clusters(features.take(_drawn(rows, how.clusters, how.seed, *path)))
     count = min(len(rows), 3 * max(how.batch_size, how.clusters))
     sample = features.take(_drawn(rows, count, how.seed, *path))
     centres, _ = kmeans_plusplus(sample, how.clusters, random_state=derive(how.seed, "k-means", *path) % 2**32)
     found = Clusters(centres)
-    if every == 1:  # of 100,000 clusters it takes an hour
+    if every == 1:  # of 16,384 clusters it takes most of an hour
         _save(folder, 0, found)
     return 0, found
 

@@ -2,8 +2,8 @@
 
 What learns is a linear projector from the codebook's dimension to the code's. The codebook is an entry of a paper's section
 ``codebooks:``; it may come from another data set than the tokenizer's (Table 8). ``projector: false`` and
-``trainable: true`` are Table 9. ``standardize: true`` (ours) centres the codes and brings them to a mean length of 1, before a
-projector: where a teacher's features share a large mean, one code is the nearest to all latents at the start, and stays it.
+``trainable: true`` are Table 9. ``standardize: true`` (ours) centres codes that came from a teacher's features and brings them to
+a mean length of 1, before a projector: where they share a large mean, one is the nearest to all latents at the start, and stays it.
 Of 256 x 256 images, downsample 16 gives 256 tokens; 8, with ``multipliers: [1, 2, 2, 4]``, 1,024
 (zh460045050/VQGAN-LC:vqgan-gpt-lc/vqgan_configs).
 """
@@ -52,10 +52,9 @@ class LargeCodebookTokenizer(ConvTokenizer):
     def take(self, option: str, made: Finished) -> None:
         """Take the codebook of a finished step ``codebook``."""
         codes = read_codebook(made.file(CODEBOOK))
-        wanted = (
-            self.standardize and self.quantizer.projector is not None
-        )  # without one, latents are held against raw codes
-        self.quantizer.take(standardized(codes) if wanted else codes)
+        of_features = "features" in made.facts  # random numbers stay as they were drawn (Table 6)
+        projected = self.quantizer.projector is not None  # without one, latents are held against raw codes
+        self.quantizer.take(standardized(codes) if self.standardize and of_features and projected else codes)
 
 
 def build(spec: TokenizerSpec) -> Tokenizer:

@@ -120,6 +120,16 @@ def test_each_id_gets_its_mth_nearest_code() -> None:
             assert new == order[rank - 1]
 
 
+def test_neighbours_far_from_the_origin_are_told_apart() -> None:
+    """Where float32's products would leave the order to rounding."""
+    book = 100 + 0.01 * torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    ids = np.arange(300).reshape(1, 300, 1)
+    (fifth,) = plots_replacement.replaced(ids, book, [5])
+    exact = book.double().numpy()
+    order = np.argsort(np.square(exact[:, None] - exact).sum(-1), axis=1)
+    assert np.array_equal(fifth.ravel(), order[:, 4])
+
+
 def test_the_first_rank_is_the_reconstruction_and_psnr_is_of_the_protocol(bench: Bench, tmp_path: Path) -> None:
     """Distances and pictures from the figure's data, decoded once more here."""
     spec = figure(bench, "replaced")

@@ -11,7 +11,7 @@ from diffusers import DiTTransformer2DModel
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from vqbench.errors import SpecError
+from vqbench.errors import Diverged, SpecError
 from vqbench.generators import dit, sit
 from vqbench.generators.base import Generator, build_generator
 from vqbench.generators.networks.dit import DiT
@@ -231,6 +231,16 @@ def test_the_solver_of_the_ode_chooses_its_steps() -> None:
     model = small_model(sit)
     assert model.steps(sit.SAMPLER) == "adaptive" and model.steps({**sit.SAMPLER, "method": "sde"}) == 250
     assert small_model(dit).steps(dit.SAMPLER) == 250
+
+
+def test_an_ode_without_an_end_is_said_in_a_line() -> None:
+    model = small_model(sit)
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(torch.nan)
+    with pytest.raises(
+        Diverged, match=r"the ODE cannot be solved to rtol .* guidance is too strong, or set method: sde"
+    ):
+        model.sample(torch.zeros(1, dtype=torch.int64), torch_rng(0), dict(sit.SAMPLER))
 
 
 def test_the_sde_ends_in_the_data_s_distribution() -> None:

@@ -289,6 +289,16 @@ def test_latents_are_quantized_before_they_are_decoded(job: Any) -> None:
     assert (block["ids"] == 3).all()
 
 
+def test_latents_that_are_not_finite_are_refused(job: Any) -> None:
+    """Quantized, they would be codes, and decode to images like any others."""
+    latents = torch.full((5, 6, 1), 3.4)
+    latents[4, 2] = torch.nan
+    continuous: Any = SimpleNamespace(sample=lambda labels, rng, sampler: latents)
+    models = replace_generator(sampling.open_models(job), continuous)
+    with pytest.raises(Diverged, match=r"block 2 has latents that are not finite.*guidance is too strong"):
+        sampling.make_block(SPEC, models, 2)
+
+
 @pytest.mark.parametrize(
     ("other", "said"), [({"num_codes": 32}, "32 codes"), ({"num_tokens": 8}, r"16 codes and \(8, 1\)")]
 )

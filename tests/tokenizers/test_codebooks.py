@@ -60,6 +60,19 @@ def test_inertia_is_within_two_percent_of_full_k_means(tmp_path: Path, seed: int
     assert found.counts.tolist() == np.bincount(nearest.argmin(1), minlength=100).tolist()
 
 
+def test_many_clusters_start_from_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within five percent of full k-means, and stopped and resumed as any other."""
+    monkeypatch.setattr(kmeans, "DRAWN", 99)
+    values, how = mixture(0, 1.5), KMeans(100, 10, 512, seed=0)
+    features = saved(tmp_path, values)
+    _, start = kmeans._start(features, np.arange(4000), how, tmp_path / "start", 1, "start")
+    assert len(np.unique(start.centres, axis=0)) == 100
+    assert all((values == centre).all(1).any() for centre in start.centres)
+    found = clustered(features, tmp_path / "state", how)
+    assert found.inertia < 1.05 * FullKMeans(100, n_init=10, random_state=0).fit(values).inertia_
+    assert clustered(features, tmp_path / "again", how).centres.tobytes() == found.centres.tobytes()
+
+
 @pytest.mark.parametrize("apart", [1.5, 8.0])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_and_of_few_clusters_from_the_same_start(tmp_path: Path, seed: int, apart: float) -> None:

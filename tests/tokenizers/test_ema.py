@@ -46,12 +46,13 @@ def by_hand(codes: np.ndarray, batches: list[np.ndarray], decay: float, epsilon:
     return codes
 
 
-def test_the_codes_follow_their_vectors_as_by_hand() -> None:
-    module = quantizer()
-    first = module.weight.double().numpy()
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_the_codes_follow_their_vectors_as_by_hand(kind: torch.dtype) -> None:
+    module = quantizer().to(kind)
+    first = module.weight.double().numpy().copy()
     batches = [latents(seed) for seed in range(6)]
     for batch in batches:
-        module(batch)
+        module(batch.to(kind))
         module.end_step()
     expected = by_hand(first, [b.permute(0, 2, 3, 1).reshape(-1, 5).double().numpy() for b in batches], 0.9)
     np.testing.assert_allclose(module.codebook().numpy(), expected, rtol=2e-5, atol=1e-6)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ import yaml
 from helpers import copy_clone, environment, snakemake, vqbench
 from torch import Tensor
 
-from vqbench.artifacts import read_json, read_tensors
-from vqbench.tokenizers.large_codebook import standardized
+from vqbench.artifacts import read_json, read_tensors, write_tensors
+from vqbench.specs import TokenSpec
+from vqbench.tokenizers.large_codebook import LargeCodebookTokenizer, standardized
+from vqbench.tokenizers.quantizers.projected import CODEBOOK, ProjectedQuantizer
 
 ROOT = Path("results/tiny")
 FACES = {"kind": "embedded", "images": ["retina", "rocket"], "short_side": 144, "sizes": {"train": 1024, "validation": 16},
@@ -157,6 +160,18 @@ def test_standardized_codes_are_centred_and_of_length_1_on_average() -> None:
     back = found * (codes - codes.mean(0)).norm(dim=1).mean() + codes.mean(0)
     torch.testing.assert_close(back, codes, rtol=1e-5, atol=1e-5)
     assert torch.equal(standardized(torch.full((3, 2), 4.0)), torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize(("facts_of_it", "moved"), [({"features": 100}, True), ({}, False)])
+def test_only_codes_from_features_are_standardized(facts_of_it: dict[str, int], moved: bool, tmp_path: Path) -> None:
+    """Random ones keep the distribution that Table 6 is about."""
+    codes = torch.rand(16, 6, generator=torch.Generator().manual_seed(0))
+    write_tensors(tmp_path / CODEBOOK, {"codebook": codes})
+    tokens = TokenSpec(layout="raster", grid=4, num_tokens=16, code_dim=4, num_codes=16)
+    made: Any = SimpleNamespace(file=lambda name: tmp_path / name, facts=facts_of_it)
+    tokenizer: Any = SimpleNamespace(standardize=True, quantizer=ProjectedQuantizer(tokens, 6))
+    LargeCodebookTokenizer.take(tokenizer, "codebook", made)
+    assert torch.equal(tokenizer.quantizer.weight, standardized(codes) if moved else codes)
 
 
 def test_the_tokens_say_the_projected_dimension(ran: Path) -> None:

@@ -51,7 +51,8 @@ class EmaQuantizer(VectorQuantizer):
 
     def _count(self, ids: Tensor, z: Tensor) -> None:
         if self._seen is None:
-            self._seen = self.counts.new_zeros(len(self.counts), dtype=torch.float64), self.sums.double().zero_()
+            counts, sums = (torch.zeros_like(average, dtype=torch.float64) for average in (self.counts, self.sums))
+            self._seen = counts, sums
         self._seen[0].add_(torch.bincount(ids, minlength=len(self.counts)))
         self._seen[1].index_add_(0, ids, z.double())
 
