@@ -155,7 +155,7 @@ def _add_metric(
     base = source["metric"]
     name, entry = scores.metric(base)
     if entry is None:  # perhaps for a misspelt name: say what there is
-        found.notes.append(f"{column}: {name} was not scored, but {', '.join(sorted(scores.metrics)) or 'nothing'}")
+        found.notes.append(f"{column}: {name} was not scored, but {', '.join(sorted(scores.metrics))}")
         return
     if entry["value"] is None:
         found.notes.append(f"{column}: {name} has no finite value")

@@ -80,10 +80,10 @@ def cluster(
     """Cluster the `rows` of `features`, resuming what is in `folder`.
 
     Starts by k-means++ on a sample of three batches, as scikit-learn does (kmeans_pytorch, which the released code calls,
-    draws K rows, and leaves clusters that lie apart without a centre); of more than :data:`DRAWN` clusters from K rows, too:
-    k-means++ works as K squared, a day for 100,000. In each pass a centre becomes the mean of what it
-    was given, so that a pass is Lloyd's step taken in batches; a cluster that a pass leaves empty starts again from a row
-    drawn at random, but for the last one. In the end every row is counted once more.
+    draws K rows, and leaves clusters that lie apart without a centre); of more than :data:`DRAWN` clusters from K rows, too, for
+    the work of k-means++ grows as K squared. In each pass a centre becomes the mean of what it was given, so that a pass is
+    Lloyd's step taken in batches; a cluster that a pass leaves empty starts again from a row drawn at random, but for the last
+    one. In the end every row is counted once more.
 
     Args:
         notice: asked after every pass.
@@ -120,7 +120,7 @@ def _start(
     sample = features.take(_drawn(rows, count, how.seed, *path))
     centres, _ = kmeans_plusplus(sample, how.clusters, random_state=derive(how.seed, "k-means", *path) % 2**32)
     found = Clusters(centres)
-    if every == 1:  # of 16,384 clusters it takes most of an hour
+    if every == 1:  # of many clusters the longest part
         _save(folder, 0, found)
     return 0, found
 

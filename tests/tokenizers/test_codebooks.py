@@ -61,7 +61,7 @@ def test_inertia_is_within_two_percent_of_full_k_means(tmp_path: Path, seed: int
 
 
 def test_many_clusters_start_from_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within five percent of full k-means, and stopped and resumed as any other."""
+    """Within five percent of full k-means; a seed repeats itself."""
     monkeypatch.setattr(kmeans, "DRAWN", 99)
     values, how = mixture(0, 1.5), KMeans(100, 10, 512, seed=0)
     features = saved(tmp_path, values)
