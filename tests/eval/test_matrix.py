@@ -99,8 +99,9 @@ def test_cells_say_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (frame["manifest"].str.split().map(len) == 6).all()
     notes = dict(zip(frame["row"], frame["notes"], strict=True))
     assert notes["Channel-wise"] == (
-        "short runs of 75 training steps (25% of the recipe's): FID with GPT, FID with LDM, FID with DiT, FID with SiT, "
-        "IS with GPT, IS with LDM, IS with DiT, IS with SiT"
+        "short runs of 75 training steps (25% of the recipe's): FID with GPT, FID with DiT, FID with SiT, "
+        "IS with GPT, IS with DiT, IS with SiT; "
+        "short runs of 60 training steps (25% of the recipe's): FID with LDM, IS with LDM"
     )
     assert (
         notes["VQGAN-FC"] == "short runs of 75 training steps (25% of the recipe's): FID with MaskGIT, IS with MaskGIT"
