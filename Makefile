@@ -39,7 +39,8 @@ test-full: setup
 test-demo: setup
 	$(BIN)/python -m pytest -m demo
 
-# The second paper and the matrix at demo scale, and what they must hold: an hour on an Intel Xeon, two on an AMD EPYC.
+# The second paper and the matrix at demo scale, and what they must hold: half an hour on a fifth-generation AMD EPYC, an
+# hour on an Intel Xeon, up to two on an older EPYC.
 demo-whole: setup
 	$(BIN)/snakemake --profile demo vqgan_lc matrix
 
